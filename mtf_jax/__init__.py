@@ -1,0 +1,51 @@
+"""Reinforcement learning for multi-task fusion in short-video feeds.
+
+The names below are the stable kernel surface: stateless functions of one
+request, one session or one transition, to be batched by `jax.vmap`. Importing
+the package runs no JAX computation and imports no network library.
+"""
+
+from mtf_jax.actor import actor_loss
+from mtf_jax.critic import critic_loss, ensemble_mean_std, td_targets
+from mtf_jax.exploration import (
+  ActionBox,
+  action_box,
+  box_log_prob,
+  gaussian_log_prob,
+  sample_box,
+  sample_gaussian,
+)
+from mtf_jax.fusion import (
+  FusionSpec,
+  FusionWeights,
+  fused_log_score,
+  rank_slate,
+  weights_from_action,
+)
+from mtf_jax.relaxation import bootstrap_weight, exceedance, relaxation_penalty
+from mtf_jax.rewards import discounted_returns, list_reward
+
+__version__ = "0.1.0"
+
+__all__ = [
+  "ActionBox",
+  "FusionSpec",
+  "FusionWeights",
+  "action_box",
+  "actor_loss",
+  "bootstrap_weight",
+  "box_log_prob",
+  "critic_loss",
+  "discounted_returns",
+  "ensemble_mean_std",
+  "exceedance",
+  "fused_log_score",
+  "gaussian_log_prob",
+  "list_reward",
+  "rank_slate",
+  "relaxation_penalty",
+  "sample_box",
+  "sample_gaussian",
+  "td_targets",
+  "weights_from_action",
+]

@@ -1,0 +1,154 @@
+"""Argument checks shared by the kernels; they run while JAX traces.
+
+Shapes and dtypes are known at trace time, so these checks cost nothing in the
+compiled program. Checks of *values* (an inverted box, a negative coefficient)
+run only where the value is concrete and are skipped for tracers.
+"""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# float16 and the 8-bit floats are refused: the constants that keep the kernels
+# finite (`fusion.SCORE_FLOOR`, `relaxation.LINEAR_FROM`) do not fit them.
+_DTYPES = ("bfloat16", "float32", "float64")
+
+
+def _require_float(name: str, value: Any) -> jax.Array:
+  array = jnp.asarray(value)
+  if array.dtype.name not in _DTYPES:
+    raise ValueError(
+      f"{name}: expected a dtype of {', '.join(_DTYPES)},"
+      f" found {array.dtype.name}."
+    )
+  return array
+
+
+def _match(
+  name: str,
+  shape: tuple[int, ...],
+  letters: str,
+  sizes: dict[str, tuple[int, str]],
+) -> None:
+  """Binds the letters to the shape, or raises `ValueError`."""
+  expected = letters.split()
+  ellipsis = bool(expected) and expected[-1] == "..."
+  if ellipsis:
+    expected = expected[:-1]
+  described = f"[{', '.join(letters.split())}]"
+  rank_ok = (
+    len(shape) >= len(expected) if ellipsis else len(shape) == len(expected)
+  )
+  if not rank_ok:
+    raise ValueError(f"{name}: expected shape {described}, found {shape}.")
+  for letter, size in zip(expected, shape, strict=False):
+    known, source = sizes.setdefault(letter, (size, name))
+    if known != size:
+      raise ValueError(
+        f"{name}: expected shape {described} with {letter} = {known} as in"
+        f" {source}, found {shape}."
+      )
+
+
+def floats(
+  arguments: Mapping[str, tuple[chex.Numeric, str]],
+) -> list[jax.Array]:
+  """Checks data arguments and gives them one dtype.
+
+  Args:
+    arguments: argument name -> (value, shape letters such as `"C K"`; `""` is
+      a scalar, a final `...` any further axes). A letter has one size.
+
+  Returns:
+    The arguments as arrays of their common dtype, in order.
+
+  Raises:
+    ValueError: a rank, a size or a dtype differs from what is expected.
+  """
+  sizes: dict[str, tuple[int, str]] = {}
+  arrays = []
+  for name, (value, letters) in arguments.items():
+    array = _require_float(name, value)
+    _match(name, array.shape, letters, sizes)
+    arrays.append(array)
+  dtype = jnp.result_type(*arrays)
+  return [array.astype(dtype) for array in arrays]
+
+
+def coefficient(
+  name: str, value: chex.Numeric, like: jax.Array, *, per_element: bool = False
+) -> jax.Array:
+  """Checks a coefficient and casts it to the dtype of the data.
+
+  The data decide the dtype: a float32 coefficient in a training state must not
+  turn bfloat16 data into float32.
+
+  Args:
+    name: the argument's name, for the error.
+    value: a scalar or, if `per_element`, also an array of `like`'s shape.
+    like: the data that the coefficient acts on.
+    per_element: whether one value per element of `like` is allowed.
+
+  Returns:
+    The coefficient, of `like`'s shape if `per_element`, else a scalar.
+
+  Raises:
+    ValueError: wrong shape, or a dtype that is not a float. Integers are
+      refused because `10` and `10.0` would be compiled as two programs.
+  """
+  array = _require_float(name, value)
+  allowed = ((), like.shape) if per_element else ((),)
+  if array.shape not in allowed:
+    raise ValueError(
+      f"{name}: expected shape {' or '.join(map(str, allowed))},"
+      f" found {array.shape}."
+    )
+  array = array.astype(like.dtype)
+  return jnp.broadcast_to(array, like.shape) if per_element else array
+
+
+def count(name: str, value: Any, *, at_most: int, what: str) -> int:
+  """Checks a static count: an integer from 1 to `at_most` (`what` it counts)."""
+  try:
+    number = operator.index(value)
+  except (TypeError, jax.errors.JAXTypeError):
+    raise ValueError(
+      f"{name}: expected a static integer, found {value!r}."
+    ) from None
+  if not 1 <= number <= at_most:
+    raise ValueError(
+      f"{name}: expected 1 to {at_most} ({what}), found {number}."
+    )
+  return number
+
+
+def _concrete(*values: chex.Numeric) -> bool:
+  return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def ordered(
+  lower_name: str, lower: chex.Numeric, upper_name: str, upper: chex.Numeric
+) -> None:
+  """Raises `ValueError` where concrete `lower > upper` in some component."""
+  if not _concrete(lower, upper):
+    return
+  inverted = np.asarray(lower) > np.asarray(upper)
+  if np.any(inverted):
+    raise ValueError(
+      f"{lower_name}: expected at most {upper_name} in every component, found"
+      f" {lower_name} = {np.asarray(lower)} and"
+      f" {upper_name} = {np.asarray(upper)}."
+    )
+
+
+def nonnegative(name: str, value: chex.Numeric) -> None:
+  """Raises `ValueError` where a concrete value is negative."""
+  if _concrete(value) and np.any(np.asarray(value) < 0):
+    raise ValueError(
+      f"{name}: expected non-negative, found {np.asarray(value)}."
+    )

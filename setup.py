@@ -1,0 +1,52 @@
+"""Package metadata of mtf_jax."""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+  r'^__version__ = "(.+)"$',
+  (_ROOT / "mtf_jax" / "__init__.py").read_text(encoding="utf-8"),
+  re.MULTILINE,
+).group(1)
+
+setuptools.setup(
+  name="mtf-jax",
+  version=_VERSION,
+  description=(
+    "Reinforcement learning for multi-task fusion in short-video feeds:"
+    " JAX kernels of IntegratedRL-MTF"
+  ),
+  long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["mtf_jax", "mtf_jax.*"]),
+  package_data={"mtf_jax": ["py.typed"]},
+  # Lower bounds only: an upper bound would fight the accelerator build of
+  # jax that the user already has.
+  install_requires=[
+    "absl-py>=2.1",
+    "chex>=0.1.90",
+    "flax>=0.11",
+    "jax>=0.8",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+  ],
+  extras_require={
+    "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14"],
+    "plots": ["matplotlib>=3.9"],
+  },
+  classifiers=[
+    "Development Status :: 3 - Alpha",
+    "Intended Audience :: Science/Research",
+    "Operating System :: OS Independent",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+  ],
+)
