@@ -1,0 +1,1 @@
+"""Launchers: each parses flags and calls `mtf_jax`."""
