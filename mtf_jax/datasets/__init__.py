@@ -1,0 +1,1 @@
+"""Readers of logs and the datasets made of them."""
