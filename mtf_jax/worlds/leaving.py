@@ -49,7 +49,7 @@ class SatisfactionFloor(NamedTuple):
 
   memory: chex.Numeric = 0.735
   start: chex.Numeric = 0.0
-  floor: chex.Numeric = -0.44
+  floor: chex.Numeric = -0.40
   softness: chex.Numeric = 0.20
 
   def reset(self) -> jax.Array:
@@ -115,7 +115,7 @@ class NetExposure(NamedTuple):
   """
 
   memory: chex.Numeric = 0.7
-  log_odds: chex.Numeric = -2.4
+  log_odds: chex.Numeric = -2.1
   exposure_gain: chex.Numeric = 1.2
   boredom_gain: chex.Numeric = 0.25
 

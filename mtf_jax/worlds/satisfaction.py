@@ -34,15 +34,17 @@ class Satisfaction(NamedTuple):
   evening_taste: float32 `[E]` relative change of taste at the evening's peak.
   regret: float32 `[I]` satisfaction lost per unit of `regretted` behaviour.
   regretted: float32 `[E]` the behaviour that regret follows (a click).
-  center: scalar, mean raw satisfaction per item under the default weights.
-  scale: scalar, its standard deviation, positive.
+  center: float32 `[U]`, raw satisfaction per item that the user is used to:
+    what the default weights give, in part the user's own and in part all
+    users' (people compare with what they know).
+  scale: scalar, standard deviation of an item's, positive.
   """
 
   taste: chex.Array
   evening_taste: chex.Array
   regret: chex.Array
   regretted: chex.Array
-  center: chex.Numeric
+  center: chex.Array
   scale: chex.Numeric
 
 
@@ -56,7 +58,7 @@ def item_satisfaction(
   """Standardised satisfaction with each shown item.
 
   `(sum_e taste_{u,e} (1 + evening * evening_taste_e) f_{l,e}
-  - regret_i sum_e regretted_e f_{l,e} - center) / scale`.
+  - regret_i sum_e regretted_e f_{l,e} - center_u) / scale`.
 
   Args:
     model: coefficients.
@@ -70,4 +72,4 @@ def item_satisfaction(
   """
   taste = model.taste[user] * (1.0 + evening * model.evening_taste)
   raw = feedback @ taste - model.regret[items] * (feedback @ model.regretted)
-  return (raw - model.center) / model.scale
+  return (raw - model.center[user]) / model.scale

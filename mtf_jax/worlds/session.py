@@ -162,17 +162,17 @@ def observe(world: World, state: SessionState) -> jax.Array:
   )
 
 
-def candidates(world: World, state: SessionState) -> jax.Array:
-  """Items offered to the fusion at this request, int32 `[C]`.
+def candidate_slots(world: World, state: SessionState) -> jax.Array:
+  """Places in the user's pool offered to the fusion at this request, `[C]`.
 
-  A stretch of the user's pool, walked from a start and with a stride of the
-  session: no random numbers, no item twice until the pool is used up.
+  A stretch of the pool, walked from a start and with a stride of the session:
+  no random numbers, no item twice until the pool is used up.
   """
   first = state.step.astype(jnp.uint32) * jnp.uint32(world.num_candidates)
   place = first + jnp.arange(world.num_candidates, dtype=jnp.uint32)
   size = jnp.uint32(world.pool.shape[1])
   slot = (state.ring_start + state.ring_stride * place) & (size - jnp.uint32(1))
-  return world.pool[state.user, slot.astype(jnp.int32)].astype(jnp.int32)
+  return slot.astype(jnp.int32)
 
 
 def _statistics(feedback: jax.Array) -> jax.Array:
@@ -193,6 +193,7 @@ def _statistics(feedback: jax.Array) -> jax.Array:
 
 
 class _Request(NamedTuple):
+  slots: jax.Array
   items: jax.Array
   feedback: jax.Array
   satisfaction: jax.Array
@@ -203,7 +204,8 @@ class _Request(NamedTuple):
 
 def _request(world: World, state: SessionState, action: jax.Array) -> _Request:
   """Ranks, shows, and lets the user react; does not look at `active`."""
-  offered = candidates(world, state)
+  slots = candidate_slots(world, state)
+  offered = world.pool[state.user, slots].astype(jnp.int32)
   weights = fusion.weights_from_action(action, world.fusion_spec)
   log_scores = fusion.fused_log_score(
     lookup_scores(world.scores, state.user, offered), weights
@@ -211,9 +213,8 @@ def _request(world: World, state: SessionState, action: jax.Array) -> _Request:
   slate = fusion.rank_slate(log_scores, world.slate_size)
   items = offered[slate]
   num_uniforms = response_lib.NUM_UNIFORMS
-  counter = slate[:, None] * num_uniforms + jnp.arange(
-    num_uniforms, dtype=jnp.int32
-  )
+  column = jnp.arange(num_uniforms, dtype=jnp.int32)
+  counter = slate[:, None] * num_uniforms + column[None, :]
   uniforms = noise.counter_uniforms(state.noise_key, state.step, counter)
   feedback = response_lib.sample_responses(
     uniforms, world.response, state.user, items
@@ -225,7 +226,13 @@ def _request(world: World, state: SessionState, action: jax.Array) -> _Request:
     state.leaving, satisfied, world.item_tag[items]
   )
   return _Request(
-    items, feedback, satisfied, leaving, leave_prob, _statistics(feedback)
+    slots=slots[slate],
+    items=items,
+    feedback=feedback,
+    satisfaction=satisfied,
+    leaving=leaving,
+    leave_prob=leave_prob,
+    statistics=_statistics(feedback),
   )
 
 
@@ -389,6 +396,46 @@ def pack(rows: Rollout) -> SessionLog:
   return jax.tree.map(lambda array: np.asarray(array)[valid], rows.log)
 
 
+class ExpectedRewards(NamedTuple):
+  """Expected reward of every pair that a world's population can be shown.
+
+  row: int32 `[U]`, row of a user; users outside the population have row 0.
+  reward: float32 `[R, P, G]`, by row and place in the pool.
+  """
+
+  row: jax.Array
+  reward: jax.Array
+
+
+@jax.jit
+def expected_rewards(world: World) -> ExpectedRewards:
+  """Tabulates the expected reward over the population's pools.
+
+  Expected responses cost a thousand logistic functions an item; an evaluation
+  shows the same pairs again and again. Build it once for a world (its leaving
+  model does not matter), with a population of some thousands of users.
+
+  Args:
+    world: the world.
+
+  Returns:
+    The table, `W x P x G` float32.
+  """
+  users = world.population
+
+  def rewards(user):
+    feedback = response_lib.expected_responses(
+      world.response, user, world.pool[user].astype(jnp.int32)
+    )
+    return jnp.sum(
+      feedback[:, None, :] * world.group_weights[None, :, :], axis=-1
+    )
+
+  row = jnp.zeros((world.pool.shape[0],), jnp.int32)
+  row = row.at[users].set(jnp.arange(users.shape[0], dtype=jnp.int32))
+  return ExpectedRewards(row, jax.lax.map(rewards, users))
+
+
 class SessionReturns(NamedTuple):
   """Per-session sums for comparing policies, `[B, ...]`.
 
@@ -409,6 +456,7 @@ class SessionReturns(NamedTuple):
 def session_returns(
   rng_key: chex.PRNGKey,
   world: World,
+  table: ExpectedRewards,
   act: Act,
   params: Any,
   num_sessions: int,
@@ -426,6 +474,7 @@ def session_returns(
   Args:
     rng_key: random number generator key, consumed; as in `rollout`.
     world: the world.
+    table: `expected_rewards(world)`.
     act: as in `rollout`.
     params: the policy's parameters.
     num_sessions: `B`, static.
@@ -438,28 +487,34 @@ def session_returns(
   """
   world_keys, policy_keys = _session_keys(rng_key, num_sessions)
   look = privileged_observation if privileged else observe
-  one = functools.partial(
-    _session_return, world, act, params, max_requests, look
-  )
+
+
+  def one(world_key, policy_key):
+    return session_return(
+      world, table, act, params, max_requests, look, world_key, policy_key
+    )
+
   return jax.vmap(one)(world_keys, policy_keys)
 
 
-def _session_return(
-  world, act, params, max_requests, look, world_key, policy_key
+def session_return(
+  world: World,
+  table: ExpectedRewards,
+  act: Act,
+  params: Any,
+  max_requests: int,
+  look: Callable[[World, SessionState], jax.Array],
+  world_key: chex.PRNGKey,
+  policy_key: chex.PRNGKey,
 ) -> SessionReturns:
-  """One session of `session_returns`."""
+  """One session of `session_returns`; `look` makes the observation."""
 
   def request(carry, _):
     state, reached, present, sums = carry
     key = jax.random.fold_in(policy_key, state.step)
     action = act(params, look(world, state), key).action
     served = _request(world, state, action)
-    expected = list_reward(
-      response_lib.expected_responses(
-        world.response, state.user, served.items
-      ),
-      world.group_weights,
-    )
+    expected = jnp.sum(table.reward[table.row[state.user], served.slots], axis=0)
     sampled = list_reward(served.feedback, world.group_weights)
     chance = noise.counter_uniforms(
       state.noise_key, state.step, jnp.asarray(_LEAVE_COUNTER, jnp.int32)
@@ -470,7 +525,7 @@ def _session_return(
       requests=sums.requests + reached,
     )
     reached = reached * (1.0 - served.leave_prob)
-    present = present * (chance >= served.leave_prob)
+    present = jnp.where(chance >= served.leave_prob, present, 0.0)
     return (_advance(world, state, served, state.active), reached, present, sums), None
 
   one = jnp.ones((), jnp.float32)
@@ -518,3 +573,61 @@ def explore_in_box(
   box = action_box(params)
   action = sample_box(rng_key, box)
   return Decision(action, box, box_log_prob(action, box))
+
+
+class Impressions(NamedTuple):
+  """Shown items of sessions, one row per item.
+
+  user: int32 `[B]`.
+  items: int32 `[B, T, L]`.
+  feedback: float32 `[B, T, L, E]`.
+  satisfaction: float32 `[B, T, L]`, hidden.
+  active: bool `[B, T]`, whether the request took place.
+  """
+
+  user: jax.Array
+  items: jax.Array
+  feedback: jax.Array
+  satisfaction: jax.Array
+  active: jax.Array
+
+
+@functools.partial(
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests")
+)
+def impressions(
+  rng_key: chex.PRNGKey,
+  world: World,
+  act: Act,
+  params: Any,
+  num_sessions: int,
+  max_requests: int,
+) -> Impressions:
+  """Shown items one by one, hidden parts included, for audit and calibration.
+
+  Args:
+    rng_key: random number generator key, consumed; as in `rollout`.
+    world: the world.
+    act: as in `rollout`.
+    params: the policy's parameters.
+    num_sessions: `B`, static.
+    max_requests: `T`, static.
+
+  Returns:
+    The impressions; rows of requests that did not take place are zeros.
+  """
+
+  def one(world_key, policy_key):
+    def request(state, _):
+      key = jax.random.fold_in(policy_key, state.step)
+      decision = act(params, observe(world, state), key)
+      following, result = step(world, state, decision.action)
+      return following, (result, state.active)
+
+    start = reset(world_key, world)
+    results, active = jax.lax.scan(request, start, length=max_requests)[1]
+    return Impressions(
+      start.user, results.items, results.feedback, results.satisfaction, active
+    )
+
+  return jax.vmap(one)(*_session_keys(rng_key, num_sessions))
