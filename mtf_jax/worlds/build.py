@@ -198,9 +198,8 @@ def make_world(
   expected = {
     "user_features": (np.shape(user_features), (num_users, len(feature_names))),
     "item_tag": (np.shape(item_tag), (num_items,)),
-    "scores.user_factors": (scores.user_factors.shape[:1], (num_users,)),
-    "scores.item_factors": (scores.item_factors.shape[:1], (num_items,)),
     "pool": (np.shape(pool)[:1], (num_users,)),
+    "scores.codes": (scores.codes.shape, (*np.shape(pool), len(TASKS))),
   }
   for field, (found, shape) in expected.items():
     if found != shape:
@@ -211,7 +210,6 @@ def make_world(
       f" <= pool size, found {slate_size}, {num_candidates},"
       f" {np.shape(pool)[1]}."
     )
-  num_tasks = scores.log_link.shape[0]
   return World(
     response=jax.tree.map(jnp.asarray, response),
     satisfaction=make_satisfaction(
@@ -220,7 +218,7 @@ def make_world(
     leaving=make_leaving(next(iter(LEAVING_MODELS))),
     scores=scores,
     fusion_spec=FusionSpec(
-      *(jnp.full((num_tasks,), value, jnp.float32) for value in FusionSpec())
+      *(jnp.full((len(TASKS),), value, jnp.float32) for value in FusionSpec())
     ),
     group_weights=default_group_weights(),
     user_features=jnp.asarray(user_features, jnp.float32),

@@ -205,13 +205,13 @@ class _Request(NamedTuple):
 def _request(world: World, state: SessionState, action: jax.Array) -> _Request:
   """Ranks, shows, and lets the user react; does not look at `active`."""
   slots = candidate_slots(world, state)
-  offered = world.pool[state.user, slots].astype(jnp.int32)
   weights = fusion.weights_from_action(action, world.fusion_spec)
   log_scores = fusion.fused_log_score(
-    lookup_scores(world.scores, state.user, offered), weights
+    lookup_scores(world.scores, state.user, slots), weights
   )
   slate = fusion.rank_slate(log_scores, world.slate_size)
-  items = offered[slate]
+  shown_slots = slots[slate]
+  items = world.pool[state.user, shown_slots].astype(jnp.int32)
   num_uniforms = response_lib.NUM_UNIFORMS
   column = jnp.arange(num_uniforms, dtype=jnp.int32)
   counter = slate[:, None] * num_uniforms + column[None, :]
@@ -226,7 +226,7 @@ def _request(world: World, state: SessionState, action: jax.Array) -> _Request:
     state.leaving, satisfied, world.item_tag[items]
   )
   return _Request(
-    slots=slots[slate],
+    slots=shown_slots,
     items=items,
     feedback=feedback,
     satisfaction=satisfied,

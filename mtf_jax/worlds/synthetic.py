@@ -17,7 +17,7 @@ from mtf_jax.worlds import build
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.population import synthetic_response
 from mtf_jax.worlds.response import BEHAVIOURS, INTERACTIONS, ResponseModel
-from mtf_jax.worlds.scores import ScoreTables
+from mtf_jax.worlds.scores import ScoreTables, encode_scores
 from mtf_jax.worlds.world import TASKS, World
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
@@ -177,6 +177,7 @@ def make_scores(
   user_error = rng.standard_normal((num_users, num_tasks, errors.rank))
   user_error *= size[..., None] / np.sqrt(errors.rank)
   item_error = rng.standard_normal((num_items, num_tasks, errors.rank))
+  user_error, item_error = user_error.astype(np.float32), item_error.astype(np.float32)
 
   reach = _reach_slope(response, pool) * np.asarray(response.user_factors)
   own = np.asarray(response.user_interest)
@@ -184,35 +185,20 @@ def make_scores(
   user_level = np.zeros((num_users, num_tasks))
   user_level[:, TASKS.index("interaction")] = level
 
-  def spread(array):
-    return np.broadcast_to(array[:, None], (num_users, num_tasks, array.shape[1]))
-
-  user_factors = np.concatenate(
-    [
-      np.ones((num_users, num_tasks, 1)),
-      user_level[..., None],
-      spread(own[:, None]),
-      spread(reach),
-      user_error,
-    ],
-    axis=2,
-  )
   items = np.asarray(response.item_factors)
-  item_factors = np.concatenate(
-    [
-      value[..., None],
-      np.ones((num_items, num_tasks, 1)),
-      slope[..., None],
-      slope[..., None] * items[:, None, :],
-      item_error,
-    ],
-    axis=2,
-  )
-  return ScoreTables(
-    user_factors=jnp.asarray(user_factors, jnp.bfloat16),
-    item_factors=jnp.asarray(item_factors, jnp.bfloat16),
-    log_link=jnp.asarray([task == "watch_time" for task in TASKS]),
-  )
+
+  def linear_scores(users: np.ndarray) -> np.ndarray:
+    shown = pool[users]
+    pair = np.einsum("ud,upd->up", reach[users], items[shown])
+    pair = pair + own[users][:, None]
+    error = np.einsum(
+      "ukd,upkd->upk", user_error[users], item_error[shown], optimize=True
+    )
+    level = user_level[users][:, None, :]
+    return value[shown] + slope[shown] * pair[..., None] + level + error
+
+  log_link = np.array([task == "watch_time" for task in TASKS])
+  return encode_scores(linear_scores, num_users, log_link)
 
 
 def _noisy(
