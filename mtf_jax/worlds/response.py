@@ -14,8 +14,8 @@ behaviours follow given the play time:
    whatever shape the log's play times have (skips at 1 to 3 s, an atom at the
    end of the video) is kept;
 3. like, comment, follow, forward and hate in that order, each a logistic
-   function of the play time, of the interest, of a user and an item effect and
-   of the behaviours before it, which makes them occur together.
+   function of the play time, of the reach, of a user and an item effect and of
+   the behaviours before it, which makes them occur together.
 
 A request costs gathers, two uniforms per item and six logistic functions.
 
@@ -60,7 +60,7 @@ LONG_VIEW_SECONDS = 18.0  # KuaiRand's recording rule, or the whole video
 Z_MIN, Z_MAX, Z_POINTS = -5.0, 5.0, 161
 # Play knots of the interaction logits, uniform in log1p(seconds).
 PLAY_KNOTS = 13
-_KNOT_SPACING = float(np.log1p(1200.0)) / (PLAY_KNOTS - 1)
+KNOT_SPACING = float(np.log1p(1200.0)) / (PLAY_KNOTS - 1)
 
 # Pictures have no duration (`inf`): their play table is in this unit.
 _PICTURE_SECONDS = 60.0
@@ -84,7 +84,7 @@ class ResponseModel(NamedTuple):
     non-decreasing.
   residual_scale: `[]` standard deviation of z given the interest.
   interaction_play: `[N, P]` logit of each interaction at the play knots.
-  interaction_interest: `[N]` change of the logit per unit of interest.
+  interaction_reach: `[N]` what a unit of negative reach costs, logits.
   interaction_coupling: `[N, N]` strictly lower triangular: change of the logit
     of row n when the interaction of column m happened.
   user_interaction: `[U, N]` logit effect of a user.
@@ -104,7 +104,7 @@ class ResponseModel(NamedTuple):
   play_table: chex.Array
   residual_scale: chex.Numeric
   interaction_play: chex.Array
-  interaction_interest: chex.Array
+  interaction_reach: chex.Array
   interaction_coupling: chex.Array
   user_interaction: chex.Array
   item_interaction: chex.Array
@@ -119,6 +119,13 @@ class ResponseModel(NamedTuple):
   def num_items(self) -> int:
     """`I`."""
     return self.item_interest.shape[0]
+
+
+def as_leaf(value: chex.ArrayNumpy | float) -> np.ndarray:
+  """A parameter as a numpy array of int32 or float32."""
+  array = np.asarray(value)
+  integer = np.issubdtype(array.dtype, np.integer)
+  return array.astype(np.int32 if integer else np.float32)
 
 
 def play_fraction(play_seconds: np.ndarray, duration: np.ndarray) -> np.ndarray:
@@ -158,6 +165,34 @@ def _interpolate(table: jax.Array, row: jax.Array, position: jax.Array):
   return low + weight * (high - low)
 
 
+def out_of_reach(
+  response: ResponseModel, user: chex.Numeric, items: chex.Array
+) -> jax.Array:
+  """`softplus(-reach)` of a user for items, unit-free, positive.
+
+  Args:
+    response: the response model.
+    user: `[]` integer index of the user.
+    items: `[C]` integer indices of the items.
+
+  Returns:
+    `[C]`, near 0 for what a recommender shows the user.
+  """
+  reach = jnp.sum(
+    response.item_factors[items] * response.user_factors[user][None, :], axis=-1
+  )
+  return jax.nn.softplus(-reach)
+
+
+def _interest(response, user, items, beyond):
+  return (
+    response.user_interest[user]
+    + response.item_interest[items]
+    - response.reach_scale * beyond
+    + response.watch_shift
+  )
+
+
 def interest(
   response: ResponseModel, user: chex.Numeric, items: chex.Array
 ) -> jax.Array:
@@ -169,17 +204,9 @@ def interest(
     items: `[C]` integer indices of the items.
 
   Returns:
-    `[C]` interests, 0 for a typical impression of the log.
+    `[C]` interests, about 0 for a typical impression of the log.
   """
-  reach = jnp.sum(
-    response.item_factors[items] * response.user_factors[user][None, :], axis=-1
-  )
-  return (
-    response.user_interest[user]
-    + response.item_interest[items]
-    - response.reach_scale * jax.nn.softplus(-reach)
-    + response.watch_shift
-  )
+  return _interest(response, user, items, out_of_reach(response, user, items))
 
 
 def _play_of(
@@ -204,20 +231,20 @@ def _interaction_logits(
   response: ResponseModel,
   user: chex.Numeric,
   items: jax.Array,
-  item_interest: jax.Array,
+  beyond: jax.Array,
   play: jax.Array,
 ) -> jax.Array:
   """`[L, N]` logits of the interactions when none before has happened."""
   table = response.interaction_play
-  position = jnp.log1p(play)[:, None] / _KNOT_SPACING
+  position = jnp.log1p(play)[:, None] / KNOT_SPACING
   rows = jnp.arange(table.shape[0], dtype=jnp.int32)[None, :]
-  shifted = np.array([name != "hate" for name in INTERACTIONS], np.float32)
+  shifted = jnp.asarray([name != "hate" for name in INTERACTIONS], play.dtype)
   return (
     _interpolate(table, rows, position)
-    + response.interaction_interest[None, :] * item_interest[:, None]
     + response.user_interaction[user][None, :]
     + response.item_interaction[items]
     + (response.interaction_shift * shifted)[None, :]
+    - response.interaction_reach[None, :] * beyond[:, None]
   )
 
 
@@ -266,7 +293,8 @@ def sample_responses(
       f" {items.shape}, found {uniforms.shape}."
     )
   _check_table(response)
-  mean = interest(response, user, items)
+  beyond = out_of_reach(response, user, items)
+  mean = _interest(response, user, items, beyond)
   # 0 would be minus infinity; half the spacing of float32 uniforms is not.
   noise = special.ndtri(jnp.maximum(uniforms[:, 0], 2.0**-25))
   duration = response.duration[items]
@@ -278,7 +306,7 @@ def sample_responses(
   )
   valid, finish, click, long_view = _thresholds(play, duration)
 
-  logits = _interaction_logits(response, user, items, mean, play)
+  logits = _interaction_logits(response, user, items, beyond, play)
   rest = uniforms[:, 1]
   happened: list[jax.Array] = []
   for n in range(len(INTERACTIONS)):
@@ -353,7 +381,8 @@ def expected_responses(
   """
   _check_table(response)
   items = jnp.asarray(items)
-  mean = interest(response, user, items)
+  beyond = out_of_reach(response, user, items)
+  mean = _interest(response, user, items, beyond)
   duration = response.duration[items]
   bucket = response.duration_bucket[items]
   noise = jnp.asarray(_QUADRATURE, mean.dtype)
@@ -369,7 +398,7 @@ def expected_responses(
   )
 
   over_points = jax.vmap(
-    lambda play: _interaction_logits(response, user, items, mean, play),
+    lambda play: _interaction_logits(response, user, items, beyond, play),
     in_axes=1,
     out_axes=1,
   )
