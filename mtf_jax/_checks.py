@@ -47,6 +47,11 @@ def _match(
   if not rank_ok:
     raise ValueError(f"{name}: expected shape {described}, found {shape}.")
   for letter, size in zip(expected, shape, strict=False):
+    if not size:
+      raise ValueError(
+        f"{name}: expected shape {described} with {letter} of 1 or more, found"
+        f" {shape}."
+      )
     known, source = sizes.setdefault(letter, (size, name))
     if known != size:
       raise ValueError(
@@ -68,7 +73,8 @@ def floats(
     The arguments as arrays of their common dtype, in order.
 
   Raises:
-    ValueError: a rank, a size or a dtype differs from what is expected.
+    ValueError: a rank, a size or a dtype differs from what is expected, or an
+      axis is empty.
   """
   sizes: dict[str, tuple[int, str]] = {}
   arrays = []

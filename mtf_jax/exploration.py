@@ -8,16 +8,16 @@ References:
   section on the exploration policy.
 """
 
+import math
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtf_jax import _checks
 
-_HALF_LOG_2PI = 0.5 * np.log(2.0 * np.pi)
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class ActionBox(NamedTuple):
