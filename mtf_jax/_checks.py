@@ -118,6 +118,12 @@ def coefficient(
   return jnp.broadcast_to(array, like.shape) if per_element else array
 
 
+def at_least_float32(array: jax.Array) -> jax.Array:
+  """Widens bfloat16, for what must not be rounded before the final result."""
+  narrow = array.dtype == jnp.bfloat16
+  return array.astype(jnp.float32) if narrow else array
+
+
 def count(name: str, value: Any, *, at_most: int, what: str) -> int:
   """Checks a static count: an integer from 1 to `at_most` (`what` it counts)."""
   try:

@@ -35,7 +35,7 @@ def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
   (q,) = _checks.floats({"q": (q, "G M")})
   # At least float32 inside: a mean rounded to bfloat16 would enter the
   # deviation as an error of its own.
-  wide = q.astype(jnp.promote_types(q.dtype, jnp.float32))
+  wide = _checks.at_least_float32(q)
   mean = jnp.mean(wide, axis=1)
   variance = jnp.mean(jnp.square(wide - mean[:, None]), axis=1)
   # The square root of 0 has an infinite slope, and `where` alone would pass it

@@ -86,11 +86,11 @@ def weights_from_action(action: chex.Array, spec: FusionSpec) -> FusionWeights:
       f" {action.shape}."
     )
   power_action, bias_action = jnp.split(action, 2)
-  _checks.nonnegative("spec.bias_base", spec.bias_base)
   power_base, power_rate, bias_base, bias_rate = (
     _checks.coefficient(f"spec.{name}", value, power_action, per_element=True)
     for name, value in spec._asdict().items()
   )
+  _checks.nonnegative("spec.bias_base", bias_base)
   return FusionWeights(
     power=power_base * jnp.exp(power_rate * power_action),
     bias=bias_base * jnp.exp(bias_rate * bias_action),
@@ -192,8 +192,7 @@ def rank_slate(
         f" {mask.dtype.name} of shape {mask.shape}."
       )
     key = jnp.where(mask, key, -jnp.inf)
-  if key.dtype == jnp.bfloat16:
-    key = key.astype(jnp.float32)  # XLA sorts in full to select bfloat16.
+  key = _checks.at_least_float32(key)  # `top_k` sorts bfloat16 in full.
   if key.shape[0] <= _WALK_UP_TO:
     best_key, best_index = _walk_down(key, slate_size)
   else:
