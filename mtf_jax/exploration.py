@@ -123,7 +123,7 @@ def sample_box(rng_key: chex.PRNGKey, box: ActionBox) -> jax.Array:
 
 
 def box_log_prob(action: chex.Array, box: ActionBox) -> jax.Array:
-  """Exact log density of `sample_box` at an action.
+  """Exact log density of `sample_box` at an action: the log propensity in [1].
 
   `-sum_a log(upper_a - lower_a)` inside the closed box, `-inf` outside. A
   component with `lower == upper` does not explore: it contributes 0, a

@@ -1,0 +1,1 @@
+"""Launchers: small files that parse flags and call mtf_jax."""
