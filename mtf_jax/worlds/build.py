@@ -17,6 +17,7 @@ import numpy as np
 
 from mtf_jax.fusion import FusionSpec
 from mtf_jax.worlds import response as response_lib
+from mtf_jax.worlds import satisfaction as satisfaction_lib
 from mtf_jax.worlds import session
 from mtf_jax.worlds.leaving import LEAVING_MODELS, make_leaving
 from mtf_jax.worlds.response import BEHAVIOURS, INTERACTIONS, ResponseModel
@@ -241,6 +242,13 @@ TARGET_RATES = {
   "forward": 0.000994,
   "hate": 0.000855,
 }
+# Rates of KuaiRand's random exposure, recsys_peers 3.2: click .1762, and any
+# interaction a quarter of the standard log's.
+_RANDOM_RATES = np.full(len(BEHAVIOURS), 0.5)
+_RANDOM_RATES[_B["click"]] = 0.1762
+_RANDOM_RATES[_B["like"]] = TARGET_RATES["like"] / 4
+_RANDOM_PAIRS = 8192
+_SHIFTED = np.array([name != "hate" for name in INTERACTIONS], np.float32)
 TARGET_LOG_DURATION = 4.09  # mean of log seconds, same rows
 
 
@@ -257,6 +265,7 @@ class _Shown(NamedTuple):
   satisfaction_by_user: jax.Array
   satisfaction_std: jax.Array
   rates: jax.Array
+  random_rates: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="max_requests")
@@ -280,13 +289,22 @@ def _default_slates(
       interest = response_lib.interest(world.response, user, result.items)
       duration = world.response.duration[result.items]
       duration = jnp.log(jnp.where(jnp.isinf(duration), 60.0, duration))
-      return following, (interest, duration, result.satisfaction, expected)
+      used_to = satisfaction_lib.item_satisfaction(
+        world.satisfaction, user, result.items, expected, jnp.zeros(())
+      )
+      return following, (
+        interest,
+        duration,
+        result.satisfaction,
+        used_to,
+        expected,
+      )
 
     return jax.lax.scan(request, state, length=max_requests)[1]
 
   keys = jax.random.split(rng_key, num_users)
   users = jnp.arange(num_users, dtype=jnp.int32)
-  interest, duration, satisfaction, expected = jax.lax.map(
+  interest, duration, satisfaction, used_to, expected = jax.lax.map(
     lambda pair: one(*pair), (keys, users), batch_size=512
   )
   # Users weigh as often as they open sessions.
@@ -296,6 +314,16 @@ def _default_slates(
   def mean(values):
     return jnp.sum(weight * jnp.mean(values.reshape(num_users, -1), axis=1))
 
+  pair_key, item_key = jax.random.split(jax.random.fold_in(rng_key, 1))
+  random_users = jax.random.choice(pair_key, world.population, (_RANDOM_PAIRS,))
+  random_items = jax.random.randint(
+    item_key, (_RANDOM_PAIRS, 1), 0, world.response.num_items
+  )
+  random = jax.lax.map(
+    lambda pair: response_lib.expected_responses(world.response, *pair)[0],
+    (random_users, random_items),
+    batch_size=512,
+  )
   interest_mean, center = mean(interest), mean(satisfaction)
   rates = jnp.sum(
     weight[:, None] * jnp.mean(expected, axis=(1, 2)), axis=0
@@ -304,10 +332,16 @@ def _default_slates(
     interest_mean=interest_mean,
     interest_std=jnp.sqrt(mean(jnp.square(interest - interest_mean))),
     log_duration=mean(duration),
-    satisfaction_by_user=jnp.mean(satisfaction, axis=(1, 2)),
+    satisfaction_by_user=jnp.mean(used_to, axis=(1, 2)),
     satisfaction_std=jnp.sqrt(mean(jnp.square(satisfaction - center))),
     rates=rates,
+    random_rates=jnp.mean(random, axis=0),
   )
+
+
+def _log_odds(rate: np.ndarray) -> np.ndarray:
+  rate = np.clip(rate, 1e-6, 1.0 - 1e-6)
+  return np.log(rate) - np.log1p(-rate)
 
 
 def calibrate(
@@ -315,13 +349,16 @@ def calibrate(
   *,
   seed: int,
   synthetic: bool,
-  max_requests: int = 8,
-  rounds: int = 6,
+  max_requests: int = 4,
+  rounds: int = 8,
 ) -> World:
   """Makes the slates of the default weights look like the log.
 
   Shifts the interest so that shown items have mean 0 and the logits of the
-  interactions to the log's rates, and standardises the satisfaction. A
+  interactions to the log's rates, and standardises the satisfaction. What a
+  lack of reach costs is set so that random pairs have the click and like rates
+  of KuaiRand's random exposure: a log of chosen impressions has too few pairs
+  out of reach to tell. A
   synthetic world has more freedom: the residual is set so that the shown items'
   latent play propensity has variance 1 (play times then follow the log's
   table), each interaction has its own shift, and the default power of the
@@ -343,12 +380,18 @@ def calibrate(
   for n in range(rounds):
     key = jax.random.fold_in(jax.random.key(seed), n)
     shown = jax.tree.map(np.asarray, _default_slates(key, world, max_requests))
-    rates = np.clip(shown.rates[first:], 1e-6, 1.0)
-    gap = np.log(targets / (1 - targets)) - np.log(rates / (1 - rates))
-    gap = jnp.asarray(gap, jnp.float32)
+    gap = jnp.asarray(
+      _log_odds(targets) - _log_odds(shown.rates[first:]), jnp.float32
+    )
+    # How much worse than the slates random pairs are, against what is published.
+    excess = _log_odds(shown.random_rates) - _log_odds(_RANDOM_RATES)
+    click, like = excess[_B["click"]], excess[_B["like"]]
     response = world.response
     response = response._replace(
-      watch_shift=response.watch_shift - shown.interest_mean
+      watch_shift=response.watch_shift - shown.interest_mean,
+      reach_scale=response.reach_scale * jnp.exp(jnp.clip(click, -0.7, 0.7)),
+      interaction_reach=response.interaction_reach
+      + 0.5 * like * _SHIFTED * jnp.ones_like(response.interaction_reach),
     )
     if synthetic:
       residual = np.sqrt(max(1.0 - float(shown.interest_std) ** 2, 0.1))

@@ -228,7 +228,9 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
     raise ValueError(f"size: expected one of {', '.join(SIZES)}, found {size!r}.")
   counts = SIZES[size]
   rng = np.random.default_rng(world_seed)
-  response = synthetic_response(rng, counts.num_users, counts.num_items)
+  response = jax.tree.map(
+    jnp.asarray, synthetic_response(rng, counts.num_users, counts.num_items)
+  )
   retrieval = build.Retrieval(pool_size=counts.pool_size)
   pool = build.make_pool(response, retrieval, rng)
   profile = rng.standard_normal((counts.num_users, _PROFILE))
