@@ -150,7 +150,7 @@ def _batches(
 
   def on_invalid(row):
     broken.append(
-      f"{path.name}: row {row.number - 1 if row.number else 'unknown'}:"
+      f"{path.name}: row {row.number}:"
       f" expected {row.expected_columns} columns, found {row.actual_columns}"
       f" in {row.text[:80]!r}."
     )

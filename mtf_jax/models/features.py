@@ -214,3 +214,33 @@ def encode(
     dtype=np.float32,
   )
   return Rows(numbers, _codes(encoder, users, items, tab))
+
+
+def user_observations(
+  encoder: Encoder, catalogue: kuairand.Catalogue
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """What a policy may know of a user before the session.
+
+  The user's encodings (shrunken rates of the encoder's days, mean log play
+  time, log activity) and the profile categories of two values.
+
+  Args:
+    encoder: of `fit_encoder`.
+    catalogue: users.
+
+  Returns:
+    (float32 `[U, F]` with mean 0 and standard deviation 1 over the users, the
+    `F` names).
+  """
+  columns = list(encoder.user_numbers.T)
+  names = [f"user_{name}" for name in (*ENCODED, "log_count")]
+  for codes, name in zip(
+    catalogue.user_categories.T, catalogue.user_category_names, strict=True
+  ):
+    if codes.max() == 1:
+      columns.append(codes)
+      names.append(name)
+  values = np.stack(columns, axis=1).astype(np.float64)
+  spread = np.maximum(values.std(axis=0), 1e-6)
+  values = (values - values.mean(axis=0)) / spread
+  return values.astype(np.float32), tuple(names)

@@ -158,7 +158,9 @@ def train_ranker(
       return _loss(network.apply(params, numbers, codes, keep), targets)
 
     value, gradient = jax.value_and_grad(loss)(params)
-    updates, state = optimiser.update(gradient, state, params)
+    # optax multiplies float32 by Python floats of int32 counts.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, state = optimiser.update(gradient, state, params)
     return (optax.apply_updates(params, updates), state), value
 
   @jax.jit

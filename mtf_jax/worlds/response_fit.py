@@ -118,7 +118,9 @@ def fit_reach(
     def step(carry, batch):
       p, state = carry
       gradient = jax.grad(loss)(p, batch, users, items)
-      updates, state = optimiser.update(gradient, state)
+      # optax multiplies float32 by Python floats of int32 counts.
+      with jax.numpy_dtype_promotion("standard"):
+        updates, state = optimiser.update(gradient, state)
       return (optax.apply_updates(p, updates), state), None
 
     return jax.lax.scan(step, carry, batches)[0]
