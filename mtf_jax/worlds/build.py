@@ -20,6 +20,7 @@ from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds import satisfaction as satisfaction_lib
 from mtf_jax.worlds import session
 from mtf_jax.worlds.leaving import LEAVING_MODELS, make_leaving
+from mtf_jax.worlds.population import load_population
 from mtf_jax.worlds.response import BEHAVIOURS, INTERACTIONS, ResponseModel
 from mtf_jax.worlds.satisfaction import Satisfaction
 from mtf_jax.worlds.scores import ScoreTables
@@ -233,23 +234,24 @@ def make_world(
   )
 
 
-# Rates of the standard log, tab 1 (single-column feed), 25 April to 8 May 2022;
-# `calibrate` matches the interactions, the play times follow from z ~ N(0, 1).
+# Rates of KuaiRand-Pure's standard log, all tabs, 25 April to 6 May 2022 without
+# duplicates; click as the threshold of the play time that `BEHAVIOURS` means.
 TARGET_RATES = {
-  "like": 0.01942,
-  "comment": 0.002896,
-  "follow": 0.001393,
-  "forward": 0.000994,
-  "hate": 0.000855,
+  "click": 0.4342,
+  "like": 0.01738,
+  "comment": 0.002573,
+  "follow": 0.001276,
+  "forward": 0.000811,
+  "hate": 0.000868,
 }
-# Rates of KuaiRand's random exposure, recsys_peers 3.2: click .1762, and any
-# interaction a quarter of the standard log's.
+TARGET_LOG_DURATION = 4.17  # mean of log seconds, pictures as 60 s
+# KuaiRand's random exposure: clicks 2.56 times rarer than in the standard log
+# (.1762 against .4512), any interaction 3.8 times (.0056 against .0214).
 _RANDOM_RATES = np.full(len(BEHAVIOURS), 0.5)
-_RANDOM_RATES[_B["click"]] = 0.1762
-_RANDOM_RATES[_B["like"]] = TARGET_RATES["like"] / 4
+_RANDOM_RATES[_B["click"]] = TARGET_RATES["click"] / 2.56
+_RANDOM_RATES[_B["like"]] = TARGET_RATES["like"] / 3.8
 _RANDOM_PAIRS = 8192
 _SHIFTED = np.array([name != "hate" for name in INTERACTIONS], np.float32)
-TARGET_LOG_DURATION = 4.09  # mean of log seconds, same rows
 
 
 # Share of a user's own mean in what the user is used to.
@@ -354,13 +356,12 @@ def calibrate(
 ) -> World:
   """Makes the slates of the default weights look like the log.
 
-  Shifts the interest so that shown items have mean 0 and the logits of the
-  interactions to the log's rates, and standardises the satisfaction. What a
+  Shifts the interest and the logits of the interactions to the log's rates, and standardises the satisfaction. What a
   lack of reach costs is set so that random pairs have the click and like rates
   of KuaiRand's random exposure: a log of chosen impressions has too few pairs
   out of reach to tell. A
   synthetic world has more freedom: the residual is set so that the shown items'
-  latent play propensity has variance 1 (play times then follow the log's
+  latent play propensity has the log's variance (the play times then follow its
   table), each interaction has its own shift, and the default power of the
   watch time is set so that shown videos are as long as the log's.
 
@@ -377,6 +378,12 @@ def calibrate(
   targets = np.array([TARGET_RATES[name] for name in INTERACTIONS])
   first = BEHAVIOURS.index(INTERACTIONS[0])
   watch_time = TASKS.index("watch_time")
+  population = load_population()
+  total_variance = (
+    population.residual_scale**2
+    + population.user_interest_scale**2
+    + population.item_interest_scale**2
+  )
   for n in range(rounds):
     key = jax.random.fold_in(jax.random.key(seed), n)
     shown = jax.tree.map(np.asarray, _default_slates(key, world, max_requests))
@@ -385,16 +392,19 @@ def calibrate(
     )
     # How much worse than the slates random pairs are, against what is published.
     excess = _log_odds(shown.random_rates) - _log_odds(_RANDOM_RATES)
-    click, like = excess[_B["click"]], excess[_B["like"]]
+    random_click, like = excess[_B["click"]], excess[_B["like"]]
+    click = _log_odds(TARGET_RATES["click"]) - _log_odds(shown.rates[_B["click"]])
     response = world.response
     response = response._replace(
-      watch_shift=response.watch_shift - shown.interest_mean,
-      reach_scale=response.reach_scale * jnp.exp(jnp.clip(click, -0.7, 0.7)),
+      # 0.65 sd of a normal latent are about one unit of log odds.
+      watch_shift=response.watch_shift + 0.65 * click,
+      reach_scale=response.reach_scale
+      * jnp.exp(jnp.clip(random_click, -0.7, 0.7)),
       interaction_reach=response.interaction_reach
       + 0.5 * like * _SHIFTED * jnp.ones_like(response.interaction_reach),
     )
     if synthetic:
-      residual = np.sqrt(max(1.0 - float(shown.interest_std) ** 2, 0.1))
+      residual = np.sqrt(total_variance - float(shown.interest_std) ** 2)
       response = response._replace(
         residual_scale=jnp.asarray(residual, jnp.float32),
         interaction_play=response.interaction_play + gap[:, None],
