@@ -90,9 +90,7 @@ def make_pool(
       "pool_size: expected a power of two of at most the number of items"
       f" {num_items}, found {size}."
     )
-  interest = jax.jit(
-    jax.vmap(response_lib.interest, in_axes=(None, 0, None))
-  )
+  interest = jax.jit(jax.vmap(response_lib.interest, in_axes=(None, 0, None)))
   items = jnp.arange(num_items, dtype=jnp.int32)
   blocks = []
   for start in range(0, response.num_users, _CHUNK):
@@ -170,7 +168,7 @@ def make_world(
   item_tag: np.ndarray,
   num_candidates: int,
   slate_size: int,
-  taste_spread: float = 0.6,
+  taste_spread: float = 1.0,
   regret_strength: float = 0.8,
 ) -> World:
   """Puts the parts together; `calibrate` comes next.
@@ -327,9 +325,7 @@ def _default_slates(
     batch_size=512,
   )
   interest_mean, center = mean(interest), mean(satisfaction)
-  rates = jnp.sum(
-    weight[:, None] * jnp.mean(expected, axis=(1, 2)), axis=0
-  )
+  rates = jnp.sum(weight[:, None] * jnp.mean(expected, axis=(1, 2)), axis=0)
   return _Shown(
     interest_mean=interest_mean,
     interest_std=jnp.sqrt(mean(jnp.square(interest - interest_mean))),
@@ -359,11 +355,11 @@ def calibrate(
   Shifts the interest and the logits of the interactions to the log's rates, and standardises the satisfaction. What a
   lack of reach costs is set so that random pairs have the click and like rates
   of KuaiRand's random exposure: a log of chosen impressions has too few pairs
-  out of reach to tell. A
+  out of reach to tell. The default power of the watch time is set so that shown
+  videos are as long as the log's, as a platform's formula would have been. A
   synthetic world has more freedom: the residual is set so that the shown items'
   latent play propensity has the log's variance (the play times then follow its
-  table), each interaction has its own shift, and the default power of the
-  watch time is set so that shown videos are as long as the log's.
+  table) and each interaction has its own shift.
 
   Args:
     world: the world.
@@ -393,7 +389,15 @@ def calibrate(
     # How much worse than the slates random pairs are, against what is published.
     excess = _log_odds(shown.random_rates) - _log_odds(_RANDOM_RATES)
     random_click, like = excess[_B["click"]], excess[_B["like"]]
-    click = _log_odds(TARGET_RATES["click"]) - _log_odds(shown.rates[_B["click"]])
+    click = _log_odds(TARGET_RATES["click"]) - _log_odds(
+      shown.rates[_B["click"]]
+    )
+    power = world.fusion_spec.power_base
+    longer = jnp.clip(shown.log_duration - TARGET_LOG_DURATION, -0.5, 0.5)
+    power = power.at[watch_time].multiply(jnp.exp(-longer))
+    world = world.replace(
+      fusion_spec=world.fusion_spec._replace(power_base=power)
+    )
     response = world.response
     response = response._replace(
       # 0.65 sd of a normal latent are about one unit of log odds.
@@ -408,12 +412,6 @@ def calibrate(
       response = response._replace(
         residual_scale=jnp.asarray(residual, jnp.float32),
         interaction_play=response.interaction_play + gap[:, None],
-      )
-      power = world.fusion_spec.power_base
-      longer = shown.log_duration - TARGET_LOG_DURATION
-      power = power.at[watch_time].multiply(jnp.exp(-longer))
-      world = world.replace(
-        fusion_spec=world.fusion_spec._replace(power_base=power)
       )
     else:
       response = response._replace(

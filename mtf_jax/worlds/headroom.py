@@ -43,9 +43,7 @@ class LinearPolicy(NamedTuple):
   upper: chex.Array
 
 
-def linear_features(
-  policy: LinearPolicy, observation: chex.Array
-) -> jax.Array:
+def linear_features(policy: LinearPolicy, observation: chex.Array) -> jax.Array:
   """`[1 + S]`: 1 and the standardised observation, cut at 3 deviations."""
   standard = jnp.clip((observation - policy.mean) / policy.scale, -3.0, 3.0)
   return jnp.concatenate([jnp.ones((1,), jnp.float32), standard])
@@ -161,7 +159,9 @@ def optimise(
     The policy with the mean of the last half of the weights.
   """
   # Columns that are always 0 (a blind policy's) must not dilute the noise.
-  seen = jnp.append(jnp.ones((1,)), jnp.where(jnp.isinf(policy.scale), 0.0, 1.0))
+  seen = jnp.append(
+    jnp.ones((1,)), jnp.where(jnp.isinf(policy.scale), 0.0, 1.0)
+  )
   deviation = search.noise * seen / jnp.sqrt(jnp.sum(seen))
   schedule = optax.cosine_decay_schedule(
     search.learning_rate, search.iterations, 0.1

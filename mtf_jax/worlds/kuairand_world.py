@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import numpy as np
 from mtf_jax.datasets import kuairand
 from mtf_jax.models import features
 from mtf_jax.models import ranker as ranker_lib
-from mtf_jax.worlds import build
+from mtf_jax.worlds import audit, build
+from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.response import INTERACTIONS, ResponseModel
 from mtf_jax.worlds.response_fit import fit_response
 from mtf_jax.worlds.scores import encode_scores
@@ -37,9 +38,7 @@ class Fit(NamedTuple):
   num_duplicates: int
 
 
-def select_users(
-  response: ResponseModel, users: np.ndarray
-) -> ResponseModel:
+def select_users(response: ResponseModel, users: np.ndarray) -> ResponseModel:
   """The response model of some of its users, in the given order."""
   return response._replace(
     user_interest=response.user_interest[users],
@@ -48,9 +47,7 @@ def select_users(
   )
 
 
-def _tastes(
-  response: ResponseModel, rng: np.random.Generator
-) -> build.Tastes:
+def _tastes(response: ResponseModel, rng: np.random.Generator) -> build.Tastes:
   """Tastes that lean on what a user visibly does.
 
   Depth goes with a high play propensity, quick with a low one, social with the
@@ -138,3 +135,55 @@ def fit_world(
   )
   world = build.calibrate(world, seed=seed, synthetic=False)
   return Fit(world, metrics, len(log.user), int(duplicates))
+
+
+def describe_log(log: kuairand.ImpressionLog) -> dict[str, Any]:
+  """`audit.describe` of logged impressions."""
+  return audit.describe(
+    _feedback(log), np.asarray(log.duration), log.user, log.item
+  )
+
+
+def _feedback(log: kuairand.ImpressionLog) -> np.ndarray:
+  """`[N, E]`: thresholds derived from the play time, as a world has them."""
+  play, duration = np.asarray(log.play_seconds), np.asarray(log.duration)
+  derived = {
+    "valid": play > response_lib.VALID_SECONDS,
+    "play_seconds": play,
+    "finish": play >= duration,
+    "click": play >= np.minimum(response_lib.CLICK_SECONDS, duration),
+    "long_view": play >= np.minimum(response_lib.LONG_VIEW_SECONDS, duration),
+  }
+  columns = [
+    derived[name] if name in derived else getattr(log, name)
+    for name in response_lib.BEHAVIOURS
+  ]
+  return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
+
+
+def held_out_comparison(
+  log_dir: str | os.PathLike[str], *, test_from: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Facts of the held-out days, real and as the fitted responses have them.
+
+  A response model is fitted to the earlier days alone, then asked for the later
+  days' own impressions: no policy is involved.
+
+  Args:
+    log_dir: folder in KuaiRand's own layout.
+    test_from: first held-out day.
+    seed: of the fit and of the responses.
+
+  Returns:
+    (`describe` of the log, `describe` of the responses).
+  """
+  catalogue = kuairand.read_catalogue(log_dir)
+  log, _ = kuairand.read_log(log_dir, catalogue)
+  earlier, later = kuairand.split_days(log, test_from)
+  rng = np.random.default_rng(seed)
+  response, _ = fit_response(earlier, catalogue, rng)
+  response = jax.tree.map(jnp.asarray, response)
+  feedback = audit.respond_to(response, later.user, later.item, seed)
+  duration = np.asarray(response.duration)[later.item]
+  found = audit.describe(feedback, duration, later.user, later.item)
+  return describe_log(later), found

@@ -178,7 +178,9 @@ def candidate_slots(world: World, state: SessionState) -> jax.Array:
 def _statistics(feedback: jax.Array) -> jax.Array:
   """Sums of a slate's feedback that the session statistics keep, `[6]`."""
   interaction = jnp.max(
-    feedback[:, jnp.asarray([_B["like"], _B["comment"], _B["follow"], _B["forward"]])],
+    feedback[
+      :, jnp.asarray([_B["like"], _B["comment"], _B["follow"], _B["forward"]])
+    ],
     axis=1,
   )
   columns = [
@@ -192,18 +194,47 @@ def _statistics(feedback: jax.Array) -> jax.Array:
   return jnp.stack([jnp.sum(column) for column in columns])
 
 
-class _Request(NamedTuple):
-  slots: jax.Array
-  items: jax.Array
-  feedback: jax.Array
-  satisfaction: jax.Array
-  leaving: Any
-  leave_prob: jax.Array
-  statistics: jax.Array
+def respond(
+  world: World, state: SessionState, items: jax.Array, feedback: jax.Array
+) -> tuple[SessionState, StepResult]:
+  """Lets the session digest a shown slate; the user has not left yet.
+
+  Args:
+    world: the world.
+    state: the session, which is taken to be going on.
+    items: int32 `[L]` shown items.
+    feedback: float32 `[L, E]` the user's behaviours.
+
+  Returns:
+    The state after the request and what it brought, `terminal` False.
+  """
+  satisfied = satisfaction_lib.item_satisfaction(
+    world.satisfaction, state.user, items, feedback, _context(state.hour)[0]
+  )
+  leaving, leave_prob = world.leaving.update(
+    state.leaving, satisfied, world.item_tag[items]
+  )
+  statistics = _statistics(feedback)
+  following = state._replace(
+    step=state.step + 1,
+    totals=state.totals + statistics,
+    last=statistics / world.slate_size,
+    leaving=leaving,
+  )
+  return following, StepResult(
+    items=items,
+    feedback=feedback,
+    reward=list_reward(feedback, world.group_weights),
+    satisfaction=satisfied,
+    leave_prob=leave_prob,
+    terminal=jnp.zeros((), jnp.bool_),
+  )
 
 
-def _request(world: World, state: SessionState, action: jax.Array) -> _Request:
-  """Ranks, shows, and lets the user react; does not look at `active`."""
+def _serve(
+  world: World, state: SessionState, action: jax.Array
+) -> tuple[jax.Array, SessionState, StepResult]:
+  """Ranks, shows, lets the user react: `(slots [L], state, result)`."""
   slots = candidate_slots(world, state)
   weights = fusion.weights_from_action(action, world.fusion_spec)
   log_scores = fusion.fused_log_score(
@@ -219,33 +250,15 @@ def _request(world: World, state: SessionState, action: jax.Array) -> _Request:
   feedback = response_lib.sample_responses(
     uniforms, world.response, state.user, items
   )
-  satisfied = satisfaction_lib.item_satisfaction(
-    world.satisfaction, state.user, items, feedback, _context(state.hour)[0]
-  )
-  leaving, leave_prob = world.leaving.update(
-    state.leaving, satisfied, world.item_tag[items]
-  )
-  return _Request(
-    slots=shown_slots,
-    items=items,
-    feedback=feedback,
-    satisfaction=satisfied,
-    leaving=leaving,
-    leave_prob=leave_prob,
-    statistics=_statistics(feedback),
-  )
+  return shown_slots, *respond(world, state, items, feedback)
 
 
-def _advance(
-  world: World, state: SessionState, request: _Request, active: jax.Array
-) -> SessionState:
-  return state._replace(
-    step=state.step + 1,
-    totals=state.totals + request.statistics,
-    last=request.statistics / world.slate_size,
-    leaving=request.leaving,
-    active=active,
+def _stays(state: SessionState, leave_prob: jax.Array) -> jax.Array:
+  """Whether the user's noise lets them stay after the request of `state`."""
+  chance = noise.counter_uniforms(
+    state.noise_key, state.step, jnp.asarray(_LEAVE_COUNTER, jnp.int32)
   )
+  return chance >= leave_prob
 
 
 def step(
@@ -270,20 +283,10 @@ def step(
       f"action: expected shape ({world.num_actions},), found"
       f" {jnp.shape(action)}."
     )
-  request = _request(world, state, action)
-  chance = noise.counter_uniforms(
-    state.noise_key, state.step, jnp.asarray(_LEAVE_COUNTER, jnp.int32)
-  )
-  leaves = chance < request.leave_prob
-  result = StepResult(
-    items=request.items,
-    feedback=request.feedback,
-    reward=list_reward(request.feedback, world.group_weights),
-    satisfaction=request.satisfaction,
-    leave_prob=request.leave_prob,
-    terminal=leaves,
-  )
-  following = _advance(world, state, request, ~leaves)
+  _, following, result = _serve(world, state, action)
+  stays = _stays(state, result.leave_prob)
+  following = following._replace(active=stays)
+  result = result._replace(terminal=~stays)
   keep = functools.partial(jnp.where, state.active)
   return (
     jax.tree.map(keep, following, state),
@@ -488,7 +491,6 @@ def session_returns(
   world_keys, policy_keys = _session_keys(rng_key, num_sessions)
   look = privileged_observation if privileged else observe
 
-
   def one(world_key, policy_key):
     return session_return(
       world, table, act, params, max_requests, look, world_key, policy_key
@@ -513,20 +515,16 @@ def session_return(
     state, reached, present, sums = carry
     key = jax.random.fold_in(policy_key, state.step)
     action = act(params, look(world, state), key).action
-    served = _request(world, state, action)
-    expected = jnp.sum(table.reward[table.row[state.user], served.slots], axis=0)
-    sampled = list_reward(served.feedback, world.group_weights)
-    chance = noise.counter_uniforms(
-      state.noise_key, state.step, jnp.asarray(_LEAVE_COUNTER, jnp.int32)
-    )
+    slots, following, result = _serve(world, state, action)
+    expected = table.reward[table.row[state.user], slots]
     sums = SessionReturns(
-      expected=sums.expected + reached * expected,
-      sampled=sums.sampled + present * sampled,
+      expected=sums.expected + reached * jnp.sum(expected, axis=0),
+      sampled=sums.sampled + present * result.reward,
       requests=sums.requests + reached,
     )
-    reached = reached * (1.0 - served.leave_prob)
-    present = jnp.where(chance >= served.leave_prob, present, 0.0)
-    return (_advance(world, state, served, state.active), reached, present, sums), None
+    reached = reached * (1.0 - result.leave_prob)
+    present = jnp.where(_stays(state, result.leave_prob), present, 0.0)
+    return (following, reached, present, sums), None
 
   one = jnp.ones((), jnp.float32)
   zeros = jnp.zeros((world.group_weights.shape[0],), jnp.float32)

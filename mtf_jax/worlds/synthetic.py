@@ -59,9 +59,9 @@ class ScoreErrors(NamedTuple):
   """
 
   item: float = 0.3
-  pair: float = 0.8
-  user_spread: float = 0.8
-  observed: float = 0.7
+  pair: float = 1.5
+  user_spread: float = 1.1
+  observed: float = 0.8
   rank: int = 6
 
 
@@ -177,7 +177,10 @@ def make_scores(
   user_error = rng.standard_normal((num_users, num_tasks, errors.rank))
   user_error *= size[..., None] / np.sqrt(errors.rank)
   item_error = rng.standard_normal((num_items, num_tasks, errors.rank))
-  user_error, item_error = user_error.astype(np.float32), item_error.astype(np.float32)
+  user_error, item_error = (
+    user_error.astype(np.float32),
+    item_error.astype(np.float32),
+  )
 
   reach = _reach_slope(response, pool) * np.asarray(response.user_factors)
   own = np.asarray(response.user_interest)
@@ -225,7 +228,9 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
     ValueError: unknown size.
   """
   if size not in SIZES:
-    raise ValueError(f"size: expected one of {', '.join(SIZES)}, found {size!r}.")
+    raise ValueError(
+      f"size: expected one of {', '.join(SIZES)}, found {size!r}."
+    )
   counts = SIZES[size]
   rng = np.random.default_rng(world_seed)
   response = jax.tree.map(
