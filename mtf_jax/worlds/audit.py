@@ -61,9 +61,7 @@ class Effort(NamedTuple):
 
 PRESETS = {
   "smoke": Effort(128, 512, 12, Search(6, 256), Search(6, 256), 2048, 3),
-  "full": Effort(
-    1024, 16384, 20, Search(50, 4096), Search(100, 4096), 131072, 9
-  ),
+  "full": Effort(768, 8192, 16, Search(40, 2048), Search(50, 4096), 65536, 5),
 }
 
 

@@ -20,7 +20,9 @@ from mtf_jax.worlds.world import TASKS, World
 
 # Share of a taste's variance that the user's own fitted effects explain; the
 # rest is drawn, since a log tells behaviours and not contentment.
-_TASTE_FROM_LOG = 0.5
+_TASTE_FROM_LOG = 0.7
+# Simulated answers to each held-out impression in the comparison.
+_ANSWERS = 8
 
 
 class Fit(NamedTuple):
@@ -51,7 +53,7 @@ def _tastes(response: ResponseModel, rng: np.random.Generator) -> build.Tastes:
   """Tastes that lean on what a user visibly does.
 
   Depth goes with a high play propensity, quick with a low one, social with the
-  fitted like effect; half of each taste's variance is drawn.
+  fitted like effect; the rest of each taste's variance is drawn.
   """
   like = np.asarray(response.user_interaction)[:, INTERACTIONS.index("like")]
   play = np.asarray(response.user_interest)
@@ -183,7 +185,15 @@ def held_out_comparison(
   rng = np.random.default_rng(seed)
   response, _ = fit_response(earlier, catalogue, rng)
   response = jax.tree.map(jnp.asarray, response)
-  feedback = audit.respond_to(response, later.user, later.item, seed)
-  duration = np.asarray(response.duration)[later.item]
-  found = audit.describe(feedback, duration, later.user, later.item)
+  # Several answers to each impression, so that only the log's own sampling
+  # error remains; the heterogeneity is that of one answer.
+  user = np.tile(later.user, _ANSWERS)
+  item = np.tile(later.item, _ANSWERS)
+  feedback = audit.respond_to(response, user, item, seed)
+  once = slice(len(later.user))
+  duration = np.asarray(response.duration)[item]
+  found = audit.describe(feedback, duration, user, item)
+  found["icc"] = audit.describe(
+    feedback[once], duration[once], user[once], item[once]
+  )["icc"]
   return describe_log(later), found
