@@ -270,7 +270,7 @@ def iterate_log(
   """Streams a log of any size, all of a user's impressions together.
 
   Memory holds one block of a file and one of the partitions; the checked,
-  narrowed columns (41 bytes a row) wait on disk in between.
+  narrowed columns (46 bytes a row) wait on disk in between.
 
   Args:
     log_dir: folder with the log files.

@@ -17,7 +17,8 @@ behaviours follow given the play time:
    function of the play time, of the reach, of a user and an item effect and of
    the behaviours before it, which makes them occur together.
 
-A request costs gathers, two uniforms per item and six logistic functions.
+A request costs gathers and, per shown item, two uniforms, one inverse normal
+and five logistic functions.
 
 Letters: `L` shown items, `U` users, `I` items, `D` factors, `E` behaviours,
 `N` interactions, `H` duration buckets, `Q` table points, `P` play knots.

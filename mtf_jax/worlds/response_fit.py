@@ -338,7 +338,7 @@ def _fit_interactions(log, beyond, num_users, num_items, rng, sweeps=20):
     for sweep in range(sweeps):
       effects = user[log.user] + item[log.item]
       coefficients = _newton(
-        design, label, effects, penalty, coefficients, 12 if sweep == 0 else 4
+        design, label, effects, penalty, coefficients, 12 if sweep == 0 else 1
       )
       logit = design @ coefficients
       user, user_weights = _draw_effects(
