@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 
 
 class Satisfaction(NamedTuple):
