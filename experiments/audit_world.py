@@ -29,6 +29,7 @@ _LOG_DIR = flags.DEFINE_string(
   None,
   "KuaiRand folder: a response model fitted to the days before `test_from` is"
   " then compared with the impressions of the days from it on.",
+  allow_override=True,  # absl's logging has a flag of this name, unused here
 )
 _TEST_FROM = flags.DEFINE_integer("test_from", 20220505, "First held-out day.")
 _OUT_DIR = flags.DEFINE_string("out_dir", "audit", "Folder to write into.")

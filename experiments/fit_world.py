@@ -18,6 +18,7 @@ _LOG_DIR = flags.DEFINE_string(
   "log_dir",
   os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure"),
   "Folder in KuaiRand's own layout.",
+  allow_override=True,  # absl's logging has a flag of this name, unused here
 )
 _OUT = flags.DEFINE_string("out", "kuairand.world", "World file to write.")
 _TEST_FROM = flags.DEFINE_integer(
