@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mtf_jax.worlds import headroom, session
 from mtf_jax.worlds import response as response_lib
@@ -61,6 +62,7 @@ class Effort(NamedTuple):
 
 PRESETS = {
   "smoke": Effort(128, 512, 12, Search(6, 256), Search(6, 256), 2048, 3),
+  "medium": Effort(512, 8192, 16, Search(40, 2048), Search(40, 2048), 32768, 5),
   "full": Effort(768, 8192, 16, Search(40, 2048), Search(50, 4096), 65536, 5),
 }
 
@@ -273,6 +275,8 @@ def sensitivity(
     `grid [V]` values of a component, `gain`, `low`, `high` `[A, V]` percent
     over the return at `center`, with 95% intervals.
   """
+  # Pairing leaves little noise, and there are many points.
+  effort = effort._replace(sessions=effort.sessions // 2)
   base, _ = _totals(world, table, session.fixed_action, center, effort)
   grid = np.linspace(-1.0, 1.0, effort.grid)
   gains = np.zeros((world.num_actions, effort.grid, 3))
@@ -571,6 +575,7 @@ def audit(
   result: dict[str, Any] = {
     "fingerprint": fingerprint(world),
     "world": world.name,
+    "effort": effort._asdict(),
     "tasks": list(TASKS),
     **compare(found, reference),
     **ranking_gain(world, slates),
@@ -586,4 +591,8 @@ def audit(
     lengths = session_lengths(world.with_leaving(name), effort.sessions // 2)
     figures["session_length_histogram"] = np.bincount(lengths).tolist()
     result["leaving"][name] = figures
+    gains = ("global_gain_pct", "in_box_gain_pct", "personal_headroom_pct")
+    logging.info(
+      "%s: %s", name, ", ".join(f"{key} {figures[key]:.2f}" for key in gains)
+    )
   return result
