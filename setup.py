@@ -37,7 +37,7 @@ setuptools.setup(
     "optax>=0.2.5",
   ],
   extras_require={
-    "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14"],
+    "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14", "scipy>=1.13"],
     "plots": ["matplotlib>=3.9"],
   },
   classifiers=[

@@ -78,3 +78,7 @@ def test_negative_sharpness_is_refused():
   for kernel in (mtf_jax.relaxation_penalty, mtf_jax.bootstrap_weight):
     with pytest.raises(ValueError, match=r"^sharpness: expected non-negative"):
       kernel(0.1, -1.0)
+    with pytest.raises(ValueError, match=r"^sharpness: expected non-negative"):
+      jax.jit(lambda e, kernel=kernel: kernel(e, -1.0))(0.1)
+    with pytest.raises(ValueError, match=r"^exceedance: expected non-negative"):
+      kernel(-0.1, 1.0)
