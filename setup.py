@@ -35,6 +35,8 @@ setuptools.setup(
     "jax>=0.8",
     "numpy>=2.0",
     "optax>=0.2.5",
+    # Checkpoints of training; flax brings it along in any case.
+    "orbax-checkpoint>=0.11.24",
   ],
   extras_require={
     "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14", "scipy>=1.13"],
