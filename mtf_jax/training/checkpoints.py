@@ -8,7 +8,7 @@ SHA-256 over the arrays, and what the caller adds (configuration, fingerprints).
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -115,9 +115,14 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Steps of the finished checkpoints, oldest first."""
-    return sorted(self._manager.all_steps(read=True))
+    self._manager.reload()
+    return sorted(self._manager.all_steps())
 
-  def restore(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
+  def restore(
+    self,
+    template: Any,
+    check: Callable[[dict[str, Any]], None] | None = None,
+  ) -> tuple[Any, dict[str, Any]] | None:
     """Reads the newest checkpoint that is whole.
 
     A damaged one is named in the log, set aside (its directory is renamed), and
@@ -125,6 +130,8 @@ class Checkpoints:
 
     Args:
       template: a state of the same structure, shapes and dtypes.
+      check: called with the record before the arrays are read; what it raises
+        is passed on.
 
     Returns:
       The state and its record, or None if there is no checkpoint at all.
@@ -149,6 +156,8 @@ class Checkpoints:
           f"{path}: expected schema version {SCHEMA_VERSION}, found"
           f" {record.get('schema_version')}."
         )
+      if check is not None:
+        check(record)
       try:
         restored = self._manager.restore(
           step,
@@ -176,7 +185,6 @@ class Checkpoints:
       "%s is damaged (%s); set aside as %s.", path, reason, aside.name
     )
     path.rename(aside)
-    self._manager.reload()
 
   def close(self) -> None:
     """Waits for what is under way."""

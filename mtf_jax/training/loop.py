@@ -4,7 +4,7 @@ Letters: `R` runs trained at once, `U` updates of a chunk.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -146,14 +146,20 @@ def first_non_finite(metrics: Any) -> str:
   )
 
 
-def _num_chunks(done: int, num_updates: int, chunk_size: int) -> int:
-  left = num_updates - done
-  if left < 0 or left % chunk_size:
+def _chunks(done: int, num_updates: int, chunk_size: int) -> Iterator[int]:
+  """Sizes of the chunks left; they end at multiples of `chunk_size`.
+
+  So a run that goes on from the middle of a chunk falls back into step.
+  """
+  if done > num_updates:
     raise ValueError(
-      f"num_updates: expected {done} (done) plus a multiple of chunk_size ="
-      f" {chunk_size}, found {num_updates}."
+      f"num_updates: expected at least the {done} updates already done, found"
+      f" {num_updates}."
     )
-  return left // chunk_size
+  while done < num_updates:
+    size = min(chunk_size - done % chunk_size, num_updates - done)
+    yield size
+    done += size
 
 
 def train(
@@ -188,11 +194,11 @@ def train(
   Raises:
     NonFiniteError: a loss or a gradient is not finite; it carries the last good
       state.
-    ValueError: the updates left are no multiple of `chunk_size`.
+    ValueError: the state has done more than `num_updates` updates.
   """
-  for _ in range(_num_chunks(int(state.step), num_updates, chunk_size)):
+  for size in _chunks(int(state.step), num_updates, chunk_size):
     state, metrics = update_chunk(
-      learner, state, dataset, batch_size=batch_size, num_updates=chunk_size
+      learner, state, dataset, batch_size=batch_size, num_updates=size
     )
     metrics = jax.device_get(metrics)
     if not state.healthy:
@@ -225,20 +231,19 @@ def train_many(
 
   Raises:
     FloatingPointError: no run is left.
-    ValueError: runs at different steps, or a wrong number of updates.
+    ValueError: the states have done more than `num_updates` updates.
   """
-  steps = np.asarray(state.step)
-  if np.any(steps != steps[0]):
-    raise ValueError(f"state: expected runs at one step, found {steps}.")
   failed = ~np.asarray(state.healthy)
-  for _ in range(_num_chunks(int(steps[0]), num_updates, chunk_size)):
+  # A run that stopped early is behind the others and stays there.
+  done = int(np.max(state.step))
+  for size in _chunks(done, num_updates, chunk_size):
     state, metrics = update_chunk_many(
-      learner, state, dataset, batch_size=batch_size, num_updates=chunk_size
+      learner, state, dataset, batch_size=batch_size, num_updates=size
     )
     metrics = jax.device_get(metrics)
     now_failed = ~np.asarray(state.healthy)
     for run in np.flatnonzero(now_failed & ~failed):
-      name = first_non_finite(jax.tree.map(lambda leaf: leaf[run], metrics))  # noqa: B023
+      name = first_non_finite(type(metrics)(*(leaf[run] for leaf in metrics)))
       logging.warning(
         "run %d: %s is not finite in the update after step %d; it stops there.",
         run,
