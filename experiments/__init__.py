@@ -1,1 +1,1 @@
-"""Launchers: each parses flags and calls `mtf_jax`."""
+"""Launchers: small files that parse flags and call mtf_jax."""

@@ -47,6 +47,11 @@ def _match(
   if not rank_ok:
     raise ValueError(f"{name}: expected shape {described}, found {shape}.")
   for letter, size in zip(expected, shape, strict=False):
+    if not size:
+      raise ValueError(
+        f"{name}: expected shape {described} with {letter} of 1 or more, found"
+        f" {shape}."
+      )
     known, source = sizes.setdefault(letter, (size, name))
     if known != size:
       raise ValueError(
@@ -68,7 +73,8 @@ def floats(
     The arguments as arrays of their common dtype, in order.
 
   Raises:
-    ValueError: a rank, a size or a dtype differs from what is expected.
+    ValueError: a rank, a size or a dtype differs from what is expected, or an
+      axis is empty.
   """
   sizes: dict[str, tuple[int, str]] = {}
   arrays = []
@@ -110,6 +116,12 @@ def coefficient(
     )
   array = array.astype(like.dtype)
   return jnp.broadcast_to(array, like.shape) if per_element else array
+
+
+def at_least_float32(array: jax.Array) -> jax.Array:
+  """Widens bfloat16, for what must not be rounded before the final result."""
+  narrow = array.dtype == jnp.bfloat16
+  return array.astype(jnp.float32) if narrow else array
 
 
 def count(name: str, value: Any, *, at_most: int, what: str) -> int:

@@ -30,16 +30,12 @@ def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
     `(mean [G], std [G])`, in units of the return, `std` non-negative.
 
   Raises:
-    ValueError: wrong rank, no critic, or a dtype that is not a float.
+    ValueError: wrong rank, an empty axis, or a dtype that is not a float.
   """
   (q,) = _checks.floats({"q": (q, "G M")})
-  if not q.shape[1]:
-    raise ValueError(
-      f"q: expected shape [G, M] with M of 1 or more, found {q.shape}."
-    )
   # At least float32 inside: a mean rounded to bfloat16 would enter the
   # deviation as an error of its own.
-  wide = q.astype(jnp.promote_types(q.dtype, jnp.float32))
+  wide = _checks.at_least_float32(q)
   mean = jnp.mean(wide, axis=1)
   variance = jnp.mean(jnp.square(wide - mean[:, None]), axis=1)
   # The square root of 0 has an infinite slope, and `where` alone would pass it

@@ -8,16 +8,16 @@ References:
   section on the exploration policy.
 """
 
+import math
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtf_jax import _checks
 
-_HALF_LOG_2PI = 0.5 * np.log(2.0 * np.pi)
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class ActionBox(NamedTuple):
@@ -44,14 +44,15 @@ def box_arrays(box: ActionBox, **like: chex.Array) -> list[jax.Array]:
   Raises:
     ValueError: shapes or dtypes differ, or concrete `lower > upper`.
   """
-  _checks.ordered("box.lower", box.lower, "box.upper", box.upper)
-  return _checks.floats(
+  arrays = _checks.floats(
     {
       **{name: (value, "A") for name, value in like.items()},
       "box.lower": (box.lower, "A"),
       "box.upper": (box.upper, "A"),
     }
   )
+  _checks.ordered("box.lower", arrays[-2], "box.upper", arrays[-1])
+  return arrays
 
 
 def action_box(
@@ -79,8 +80,6 @@ def action_box(
   Raises:
     ValueError: wrong shape or dtype, or a concrete pair of limits inverted.
   """
-  _checks.ordered("lower_offset", lower_offset, "upper_offset", upper_offset)
-  _checks.ordered("low", low, "high", high)
   (action,) = _checks.floats({"baseline_action": (baseline_action, "A")})
   lower_offset, upper_offset, low, high = (
     _checks.coefficient(name, value, action, per_element=True)
@@ -91,6 +90,8 @@ def action_box(
       ("high", high),
     )
   )
+  _checks.ordered("lower_offset", lower_offset, "upper_offset", upper_offset)
+  _checks.ordered("low", low, "high", high)
   return ActionBox(
     lower=jnp.clip(action + lower_offset, low, high),
     upper=jnp.clip(action + upper_offset, low, high),
@@ -111,11 +112,10 @@ def sample_box(rng_key: chex.PRNGKey, box: ActionBox) -> jax.Array:
     ValueError: bounds of different shapes, not floats, or concretely inverted.
   """
   lower, upper = box_arrays(box)
-  # Draw with at least float32 and round once: bfloat16 random bits would leave
+  # Draw in float32 or wider and round once: bfloat16 random bits would leave
   # visible gaps in the box.
-  draw_dtype = jnp.promote_types(lower.dtype, jnp.float32)
-  unit = jax.random.uniform(rng_key, lower.shape, draw_dtype)
-  low, high = lower.astype(draw_dtype), upper.astype(draw_dtype)
+  low, high = _checks.at_least_float32(lower), _checks.at_least_float32(upper)
+  unit = jax.random.uniform(rng_key, low.shape, low.dtype)
   action = low + unit * (high - low)
   # `low + (high - low)` may exceed `high` by one rounding, and a logged action
   # outside its own box would have density 0.
@@ -123,7 +123,7 @@ def sample_box(rng_key: chex.PRNGKey, box: ActionBox) -> jax.Array:
 
 
 def box_log_prob(action: chex.Array, box: ActionBox) -> jax.Array:
-  """Exact log density of `sample_box` at an action.
+  """Exact log density of `sample_box` at an action: the log propensity in [1].
 
   `-sum_a log(upper_a - lower_a)` inside the closed box, `-inf` outside. A
   component with `lower == upper` does not explore: it contributes 0, a
@@ -175,16 +175,15 @@ def sample_gaussian(
     ValueError: wrong shape or dtype, a concrete negative `stddev`, or concrete
       `low > high`.
   """
-  _checks.nonnegative("stddev", stddev)
-  _checks.ordered("low", low, "high", high)
   (action,) = _checks.floats({"baseline_action": (baseline_action, "A")})
   stddev, low, high = (
     _checks.coefficient(name, value, action, per_element=True)
     for name, value in (("stddev", stddev), ("low", low), ("high", high))
   )
-  draw_dtype = jnp.promote_types(action.dtype, jnp.float32)
-  noise = jax.random.normal(rng_key, action.shape, draw_dtype)
-  explored = action.astype(draw_dtype) + stddev.astype(draw_dtype) * noise
+  _checks.nonnegative("stddev", stddev)
+  _checks.ordered("low", low, "high", high)
+  mean, scale = map(_checks.at_least_float32, (action, stddev))
+  explored = mean + scale * jax.random.normal(rng_key, mean.shape, mean.dtype)
   return jnp.clip(explored.astype(action.dtype), low, high)
 
 
@@ -213,7 +212,6 @@ def gaussian_log_prob(
   Raises:
     ValueError: wrong shapes, not floats, or a concrete negative `stddev`.
   """
-  _checks.nonnegative("stddev", stddev)
   action, mean = _checks.floats(
     {
       "action": (action, "A"),
@@ -221,6 +219,7 @@ def gaussian_log_prob(
     }
   )
   stddev = _checks.coefficient("stddev", stddev, action, per_element=True)
+  _checks.nonnegative("stddev", stddev)
   explores = stddev > 0
   scale = jnp.where(explores, stddev, 1)
   standard = (action - mean) / scale

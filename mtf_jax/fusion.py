@@ -86,11 +86,11 @@ def weights_from_action(action: chex.Array, spec: FusionSpec) -> FusionWeights:
       f" {action.shape}."
     )
   power_action, bias_action = jnp.split(action, 2)
-  _checks.nonnegative("spec.bias_base", spec.bias_base)
   power_base, power_rate, bias_base, bias_rate = (
     _checks.coefficient(f"spec.{name}", value, power_action, per_element=True)
     for name, value in spec._asdict().items()
   )
+  _checks.nonnegative("spec.bias_base", bias_base)
   return FusionWeights(
     power=power_base * jnp.exp(power_rate * power_action),
     bias=bias_base * jnp.exp(bias_rate * bias_action),
@@ -123,10 +123,13 @@ def fused_log_score(scores: chex.Array, weights: FusionWeights) -> jax.Array:
       "weights.bias": (weights.bias, "K"),
     }
   )
-  # An elementwise product and sum, not a matrix product: with K of a few units
-  # it is as fast, and an accelerator would round a float32 matrix product.
-  shifted = jnp.maximum(scores + bias[None, :], SCORE_FLOOR)
-  return jnp.sum(power[None, :] * jnp.log(shifted), axis=-1)
+  # Task by task: XLA compiles a sum over a short last axis to scalar code on a
+  # CPU, logarithms included (20 times slower), and an accelerator would round
+  # the operands of a float32 matrix product.
+  return sum(
+    power[k] * jnp.log(jnp.maximum(scores[:, k] + bias[k], SCORE_FLOOR))
+    for k in range(scores.shape[1])
+  )
 
 
 def _walk_down(key: jax.Array, slate_size: int) -> tuple[jax.Array, jax.Array]:
@@ -189,8 +192,7 @@ def rank_slate(
         f" {mask.dtype.name} of shape {mask.shape}."
       )
     key = jnp.where(mask, key, -jnp.inf)
-  if key.dtype == jnp.bfloat16:
-    key = key.astype(jnp.float32)  # XLA sorts in full to select bfloat16.
+  key = _checks.at_least_float32(key)  # `top_k` sorts bfloat16 in full.
   if key.shape[0] <= _WALK_UP_TO:
     best_key, best_index = _walk_down(key, slate_size)
   else:

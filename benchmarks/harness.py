@@ -1,0 +1,196 @@
+"""Timing, measured ceilings and result files shared by the benchmarks.
+
+A speed says little without the machine it was taken on, so every benchmark
+measures in the same run what the machine can do at best, its copy bandwidth
+and its matrix product, and reports shares of those.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "chex")
+
+
+class Timing(NamedTuple):
+  """Wall-clock seconds of one call of a compiled program.
+
+  median_s: median over the repeats.
+  min_s, max_s: fastest and slowest repeat.
+  repeats: number of timed repeats; the warm-up is not among them.
+  calls_per_repeat: calls averaged within a repeat.
+  """
+
+  median_s: float
+  min_s: float
+  max_s: float
+  repeats: int
+  calls_per_repeat: int
+
+
+class Ceilings(NamedTuple):
+  """What this machine does at best, measured in this run.
+
+  copy_bytes_per_s: bytes read plus bytes written by a large in-place addition.
+  matmul_flops_per_s: float32 matrix product at full float32 precision.
+  """
+
+  copy_bytes_per_s: float
+  matmul_flops_per_s: float
+
+
+def compile_ahead(
+  function: Callable[..., Any], *args: Any, **jit_options: Any
+) -> tuple[Callable[..., Any], float]:
+  """Lowers and compiles for the arguments; returns `(compiled, seconds)`."""
+  start = time.perf_counter()
+  compiled = jax.jit(function, **jit_options).lower(*args).compile()
+  return compiled, time.perf_counter() - start
+
+
+def time_calls(
+  compiled: Callable[..., Any],
+  *args: Any,
+  repeats: int = 9,
+  min_repeat_s: float = 0.02,
+) -> Timing:
+  """Times a compiled program that leaves its arguments alone.
+
+  One call is made to warm up, a second to size the repeats: short programs are
+  called several times a repeat, waited for once, so that the clock's and the
+  dispatch's own cost stay small.
+
+  Args:
+    compiled: a compiled function of `args`, donating none of them.
+    *args: its arguments, on the device.
+    repeats: number of timed repeats, 7 or more for a spread worth quoting.
+    min_repeat_s: seconds that one repeat should last at least.
+
+  Returns:
+    The timing of one call.
+  """
+  jax.block_until_ready(compiled(*args))
+  start = time.perf_counter()
+  jax.block_until_ready(compiled(*args))
+  calls = max(1, round(min_repeat_s / (time.perf_counter() - start)))
+  samples = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    for _ in range(calls):
+      output = compiled(*args)
+    jax.block_until_ready(output)
+    samples.append((time.perf_counter() - start) / calls)
+  return Timing(
+    statistics.median(samples), min(samples), max(samples), repeats, calls
+  )
+
+
+def _copy_bytes_per_s(num_bytes: int, repeats: int) -> float:
+  """In place, so that the cost of fresh memory pages is not counted."""
+  array = jnp.zeros(num_bytes // 4, jnp.float32)
+  step, _ = compile_ahead(lambda x: x + 1.0, array, donate_argnums=0)
+  array = jax.block_until_ready(step(array))
+  best = float("inf")
+  for _ in range(repeats):
+    start = time.perf_counter()
+    array = jax.block_until_ready(step(array))
+    best = min(best, time.perf_counter() - start)
+  return 2 * num_bytes / best
+
+
+def matmul_flops_per_s(
+  size: int = 2048,
+  dtype: Any = jnp.float32,
+  precision: jax.lax.PrecisionLike = "highest",
+  repeats: int = 9,
+) -> float:
+  """Best rate of a `[size, size]` matrix product, in operations a second."""
+  keys = jax.random.split(jax.random.key(0))
+  a, b = (jax.random.normal(key, (size, size), dtype) for key in keys)
+  product, _ = compile_ahead(
+    lambda a, b: jnp.matmul(a, b, precision=precision), a, b
+  )
+  return 2 * size**3 / time_calls(product, a, b, repeats=repeats).min_s
+
+
+def measure_ceilings() -> Ceilings:
+  """Measures the ceilings of the default device: the best of a few repeats."""
+  on_cpu = jax.default_backend() == "cpu"
+  return Ceilings(
+    copy_bytes_per_s=_copy_bytes_per_s(2**28 if on_cpu else 2**31, 9),
+    matmul_flops_per_s=matmul_flops_per_s(2048 if on_cpu else 8192),
+  )
+
+
+def free_memory_bytes() -> int:
+  """Free memory of the default device, in bytes."""
+  stats = jax.devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+  return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _git(*args: str) -> str | None:
+  root = pathlib.Path(__file__).parent
+  try:
+    return subprocess.run(
+      ("git", *args), cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def environment() -> dict[str, Any]:
+  """Device, versions and commit that a result belongs to."""
+  device = jax.devices()[0]
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = None
+  return {
+    "device_kind": device.device_kind,
+    "platform": device.platform,
+    "device_count": jax.device_count(),
+    "machine": platform.machine(),
+    "cpu_cores": os.cpu_count(),
+    "python": platform.python_version(),
+    "versions": versions,
+    "git_commit": _git("rev-parse", "HEAD"),
+    "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+  }
+
+
+def write_json(path: str | os.PathLike[str], result: Any) -> None:
+  """Writes a result file whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+  try:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+      json.dump(result, file, indent=1, allow_nan=False)
+      file.write("\n")
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table, for the terminal and for BUILD_NOTES.md alike."""
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)

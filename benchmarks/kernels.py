@@ -1,0 +1,316 @@
+"""Times every kernel, vmapped over sessions, against the machine's ceilings.
+
+  python -m benchmarks.kernels --sizes=1024,32768 --json_out=kernels.json
+
+One workload is one kernel in float32 at the sizes of the paper: 50 candidates,
+5 tasks, a slate of 6, 12 behaviours, 10 action components, 2 groups of 24
+critics, 20 requests a session. Bytes are the inputs read once and the outputs
+written once. Operations are counted by hand, an elementary function as one; the
+random bits of a sampler are counted as `_OPS_PER_UNIFORM`. The ceilings are a
+large copy and a large matrix product of the same run. At small sizes the data
+stay in the cache, and a share of the copy ceiling can exceed 1.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+import mtf_jax
+from benchmarks import harness
+
+_C, _K, _L, _E, _A, _G, _M, _T = 50, 5, 6, 12, 10, 2, 24, 20
+
+# Threefry-2x32 makes two 32-bit words in 20 rounds of add, rotate (3) and xor
+# and six key additions: about 56 operations a word; 4 more make it a float.
+_OPS_PER_UNIFORM = 60
+# The inverse error function is a polynomial of degree 8 after a logarithm.
+_OPS_PER_NORMAL = _OPS_PER_UNIFORM + 22
+
+
+class Workload(NamedTuple):
+  """One kernel at one shape.
+
+  kernel: function of one session's arguments.
+  sample: `(rng_key) -> arguments` of one session; vmapped to make the batch.
+  flops: operations a session, counted by hand.
+  """
+
+  kernel: Callable[..., Any]
+  sample: Callable[[jax.Array], tuple[Any, ...]]
+  flops: int
+
+
+def _uniform(key: jax.Array, *shape: int) -> jax.Array:
+  return jax.random.uniform(key, shape)
+
+
+def _box(key: jax.Array) -> mtf_jax.ActionBox:
+  return mtf_jax.action_box(2 * _uniform(key, _A) - 1)
+
+
+def _two(key: jax.Array, first: Callable, second: Callable) -> tuple[Any, Any]:
+  key_a, key_b = jax.random.split(key)
+  return first(key_a), second(key_b)
+
+
+def _weights(key: jax.Array) -> mtf_jax.FusionWeights:
+  return mtf_jax.weights_from_action(
+    2 * _uniform(key, 2 * _K) - 1, mtf_jax.FusionSpec()
+  )
+
+
+def _request(key: jax.Array) -> tuple[jax.Array, mtf_jax.FusionWeights]:
+  return _two(key, lambda key: _uniform(key, _C, _K), _weights)
+
+
+def _log_scores(key: jax.Array) -> tuple[jax.Array]:
+  return (_uniform(key, _C),)
+
+
+def _action(key: jax.Array) -> jax.Array:
+  return 2 * _uniform(key, _A) - 1
+
+
+def _action_and_box(key: jax.Array) -> tuple[jax.Array, mtf_jax.ActionBox]:
+  return _two(key, _action, _box)
+
+
+def _ensemble(key: jax.Array) -> jax.Array:
+  return jax.random.normal(key, (_G, _M))
+
+
+def _fuse_and_rank(
+  scores: jax.Array, weights: mtf_jax.FusionWeights
+) -> jax.Array:
+  return mtf_jax.rank_slate(mtf_jax.fused_log_score(scores, weights), _L)
+
+
+_RANK = functools.partial(mtf_jax.rank_slate, slate_size=_L)
+
+WORKLOADS = {
+  "weights_from_action": Workload(
+    lambda action: mtf_jax.weights_from_action(action, mtf_jax.FusionSpec()),
+    lambda key: (_action(key),),
+    3 * _A,
+  ),
+  "fused_log_score": Workload(mtf_jax.fused_log_score, _request, 5 * _C * _K),
+  "rank_slate": Workload(_RANK, _log_scores, 9 * _C * _L),
+  "fused_log_score+rank_slate": Workload(
+    _fuse_and_rank, _request, 5 * _C * _K + 9 * _C * _L
+  ),
+  # What `rank_slate` could have called instead, for the same result.
+  "rank_slate by lax.top_k": Workload(
+    lambda log_scores: jax.lax.top_k(log_scores, _L)[1],
+    _log_scores,
+    9 * _C * _L,
+  ),
+  "rank_slate by full sort": Workload(
+    lambda log_scores: jnp.argsort(log_scores, descending=True)[:_L],
+    _log_scores,
+    9 * _C * _L,
+  ),
+  "list_reward": Workload(
+    mtf_jax.list_reward,
+    lambda key: _two(
+      key,
+      lambda key: _uniform(key, _L, _E),
+      lambda key: _uniform(key, _G, _E),
+    ),
+    _L * _E + 2 * _G * _E,
+  ),
+  "discounted_returns": Workload(
+    mtf_jax.discounted_returns,
+    lambda key: (_uniform(key, _T, _G), jnp.full(_T, 0.9)),
+    4 * _T * _G,
+  ),
+  "action_box": Workload(
+    mtf_jax.action_box, lambda key: (_action(key),), 6 * _A
+  ),
+  "sample_box": Workload(
+    mtf_jax.sample_box,
+    lambda key: _two(key, lambda key: key, _box),
+    (_OPS_PER_UNIFORM + 5) * _A,
+  ),
+  "box_log_prob": Workload(mtf_jax.box_log_prob, _action_and_box, 10 * _A),
+  "sample_gaussian": Workload(
+    mtf_jax.sample_gaussian,
+    lambda key: _two(key, lambda key: key, _action),
+    (_OPS_PER_NORMAL + 4) * _A,
+  ),
+  "gaussian_log_prob": Workload(
+    mtf_jax.gaussian_log_prob,
+    lambda key: _two(key, _action, _action),
+    9 * _A,
+  ),
+  "exceedance": Workload(mtf_jax.exceedance, _action_and_box, 6 * _A),
+  "relaxation_penalty": Workload(
+    lambda exceedance: mtf_jax.relaxation_penalty(exceedance, 10.0),
+    lambda key: (_uniform(key),),
+    6,
+  ),
+  "bootstrap_weight": Workload(
+    lambda exceedance: mtf_jax.bootstrap_weight(exceedance, 10.0),
+    lambda key: (_uniform(key),),
+    3,
+  ),
+  "ensemble_mean_std": Workload(
+    mtf_jax.ensemble_mean_std, lambda key: (_ensemble(key),), 4 * _G * _M
+  ),
+  "td_targets": Workload(
+    lambda r_t, q_t: mtf_jax.td_targets(r_t, 0.9, 1.0, q_t),
+    lambda key: _two(key, lambda key: _uniform(key, _G), _ensemble),
+    3 * _G * _M,
+  ),
+  "critic_loss": Workload(
+    mtf_jax.critic_loss,
+    lambda key: _two(key, _ensemble, _ensemble),
+    3 * _G * _M,
+  ),
+  "actor_loss": Workload(
+    lambda q, penalty: mtf_jax.actor_loss(q, jnp.ones(_G), penalty, 1.0, 1.0),
+    lambda key: _two(key, _ensemble, lambda key: _uniform(key)),
+    4 * _G * _M,
+  ),
+}
+
+_KERNELS = flags.DEFINE_list(
+  "kernels", None, "Workloads to time, by name; all if omitted."
+)
+_SIZES = flags.DEFINE_list(
+  "sizes",
+  ["1024", "32768", "1048576"],
+  "Numbers of sessions. One that does not fit memory is left out, by name.",
+)
+_REPEATS = flags.DEFINE_integer(
+  "repeats", 9, "Timed repeats of each workload.", lower_bound=7
+)
+_JSON_OUT = flags.DEFINE_string("json_out", None, "File to write results to.")
+
+
+def num_bytes(tree: Any) -> int:
+  """Bytes of all leaves; the words of a key are counted as it stores them."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    total += 8 * leaf.size if is_key else leaf.size * leaf.dtype.itemsize
+  return total
+
+
+def time_workload(
+  name: str, size: int, ceilings: harness.Ceilings, repeats: int
+) -> dict[str, Any]:
+  """Times one workload at one number of sessions; returns a result row."""
+  workload = WORKLOADS[name]
+  keys = jax.random.split(jax.random.key(0), size)
+  args = jax.block_until_ready(jax.jit(jax.vmap(workload.sample))(keys))
+  batched = jax.vmap(workload.kernel)
+  moved = num_bytes(args) + num_bytes(jax.eval_shape(batched, *args))
+  compiled, compile_s = harness.compile_ahead(batched, *args)
+  timing = harness.time_calls(compiled, *args, repeats=repeats)
+  flops = workload.flops * size
+  return {
+    "kernel": name,
+    "sessions": size,
+    "compile_s": compile_s,
+    **timing._asdict(),
+    "bytes": moved,
+    "flops": flops,
+    "sessions_per_s": size / timing.median_s,
+    "share_of_copy_ceiling": moved
+    / timing.median_s
+    / ceilings.copy_bytes_per_s,
+    "share_of_matmul_ceiling": flops
+    / timing.median_s
+    / ceilings.matmul_flops_per_s,
+  }
+
+
+def fits(name: str, size: int) -> bool:
+  """Whether inputs, outputs and as much scratch again fit the free memory."""
+  workload = WORKLOADS[name]
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+  args = jax.eval_shape(jax.vmap(workload.sample), keys)
+  output = jax.eval_shape(jax.vmap(workload.kernel), *args)
+  return 3 * num_bytes((args, output)) < harness.free_memory_bytes()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+  """The rows as Markdown."""
+  return harness.markdown_table(
+    (
+      "kernel",
+      "sessions",
+      "compile s",
+      "median ms",
+      "min to max ms",
+      "share of copy",
+      "share of matmul",
+    ),
+    [
+      (
+        row["kernel"],
+        f"{row['sessions']:,}",
+        f"{row['compile_s']:.2f}",
+        f"{1e3 * row['median_s']:.3g}",
+        f"{1e3 * row['min_s']:.3g} to {1e3 * row['max_s']:.3g}",
+        f"{row['share_of_copy_ceiling']:.2f}",
+        f"{row['share_of_matmul_ceiling']:.3f}",
+      )
+      for row in rows
+    ],
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the workloads that the flags name."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  names = _KERNELS.value or list(WORKLOADS)
+  unknown = sorted(set(names) - set(WORKLOADS))
+  if unknown:
+    raise app.UsageError(
+      f"--kernels: unknown {unknown}, expected some of {list(WORKLOADS)}"
+    )
+  try:
+    sizes = [int(size) for size in _SIZES.value]
+  except ValueError:
+    sizes = []
+  if not sizes or min(sizes) < 1:
+    raise app.UsageError(
+      f"--sizes: expected positive integers, found {_SIZES.value}"
+    )
+  ceilings = harness.measure_ceilings()
+  rows, left_out = [], []
+  for size in sizes:
+    for name in names:
+      if not fits(name, size):
+        left_out.append({"kernel": name, "sessions": size})
+        print(f"{name} at {size:,} sessions: left out, not enough memory")
+        continue
+      print(f"{name} at {size:,} sessions", file=sys.stderr)
+      rows.append(time_workload(name, size, ceilings, _REPEATS.value))
+  print(
+    f"copy {ceilings.copy_bytes_per_s / 1e9:.1f} GB/s, float32 matrix product"
+    f" {ceilings.matmul_flops_per_s / 1e9:.0f} GFLOP/s,"
+    f" {jax.devices()[0].device_kind}"
+  )
+  print(table(rows))
+  if _JSON_OUT.value:
+    harness.write_json(
+      _JSON_OUT.value,
+      {
+        "environment": harness.environment(),
+        "ceilings": ceilings._asdict(),
+        "rows": rows,
+        "left_out": left_out,
+      },
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
