@@ -42,6 +42,8 @@ class Coefficients(NamedTuple):
   actor_learning_rate: Adam's step size for the actor.
   critic_learning_rate: Adam's step size for the critics.
   max_gradient_norm: global norm to which each gradient is clipped; `inf` never.
+    A finite one brings a policy back from far outside its box in fewer updates,
+    because the huge gradients there do not stay in Adam's second moment.
   """
 
   discount: chex.Numeric = 0.9
@@ -214,8 +216,9 @@ def integrated_rl(
     observation = jnp.asarray(example.observation_tm1)
     dtype = observation.dtype
     (num_groups,) = example.r_t.shape
+    # Copies: a state is donated, and the caller may use these again.
     coefficients = jax.tree.map(
-      lambda value: jnp.asarray(value, dtype), coefficients
+      lambda value: jnp.array(value, dtype), coefficients
     )
     coefficients = coefficients._replace(
       group_weights=jnp.broadcast_to(coefficients.group_weights, num_groups),
@@ -225,6 +228,9 @@ def integrated_rl(
       normalization = Normalization(
         jnp.zeros_like(observation), jnp.ones_like(observation)
       )
+    normalization = jax.tree.map(
+      lambda value: jnp.array(value, dtype), normalization
+    )
     actor_key, critic_key = jax.random.split(rng_key)
     actor_params = actor.init(actor_key, observation)
     critic_params = critic.init(

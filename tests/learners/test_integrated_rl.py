@@ -250,7 +250,7 @@ def test_updates_equal_an_independent_float64_implementation(
     metrics.bootstrap_weight,
   )
   assert 0.05 < expected[3] < 0.95  # some rows inside, some outside
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
   after = Reference(state)
   for name in ("actor", "target_actor"):
     for found, expected in zip(
