@@ -179,11 +179,11 @@ def rank_slate(
     at_most=log_scores.shape[0],
     what="the number of candidates",
   )
-  # Valid candidates are lifted above -inf, which is left to the masked ones.
-  # The last `where` makes -0.0 tie with 0.0 in `top_k` too.
+  # Valid candidates are lifted above -inf, which is left to the masked ones;
+  # zeros get one sign, because to `top_k` 0.0 is more than -0.0.
   lowest = jnp.finfo(log_scores.dtype).min
   key = jnp.where(jnp.isnan(log_scores), lowest, log_scores)
-  key = jnp.maximum(jnp.where(key == 0, 0, key), lowest)
+  key = jnp.where(key == 0, 0, jnp.maximum(key, lowest))
   if mask is not None:
     mask = jnp.asarray(mask)
     if mask.shape != key.shape or mask.dtype != jnp.bool_:
