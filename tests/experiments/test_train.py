@@ -26,9 +26,23 @@ def command(dataset, output_dir, *flags):
   ]
 
 
-def run(*args):
+def environment(dataset):
+  """All runs of a test compile once."""
+  return {
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(dataset.parent / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def run(dataset, *args):
   return subprocess.run(
-    command(*args), cwd=_ROOT, capture_output=True, text=True, timeout=120
+    command(dataset, *args),
+    cwd=_ROOT,
+    env=environment(dataset),
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
 
 
@@ -40,29 +54,30 @@ def dataset(tmp_path_factory):
 
 
 def test_killed_and_resumed_ends_in_the_same_bits(dataset, tmp_path):
-  long = "--num_updates=4000"
+  long = "--num_updates=1200"
   whole = run(dataset, tmp_path / "whole", long)
   assert whole.returncode == 0, whole.stderr
   result = json.loads(whole.stdout)
-  assert result["step"] == 4000
+  assert result["step"] == 1200
 
   process = subprocess.Popen(
     command(dataset, tmp_path / "killed", long),
     cwd=_ROOT,
+    env=environment(dataset),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
   metrics = tmp_path / "killed" / "metrics.jsonl"
-  deadline = time.monotonic() + 100
+  deadline = time.monotonic() + 200
   try:
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 15):
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
       assert process.poll() is None, "it ended before it could be killed"
       assert time.monotonic() < deadline
       time.sleep(0.02)
   finally:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-  assert metrics.read_text().count("\n") < 200
+  assert metrics.read_text().count("\n") < 60
 
   resumed = run(dataset, tmp_path / "killed", long)
   assert resumed.returncode == 0, resumed.stderr
