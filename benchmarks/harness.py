@@ -175,6 +175,16 @@ def environment() -> dict[str, Any]:
   }
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+  """Raises `ValueError` if a result could not be written to the path."""
+  folder = pathlib.Path(path).parent
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise ValueError(f"json_out: cannot write to {folder}: {error}") from error
+
+
 def write_json(path: str | os.PathLike[str], result: Any) -> None:
   """Writes a result file whole or not at all."""
   path = pathlib.Path(path)

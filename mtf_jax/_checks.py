@@ -2,7 +2,8 @@
 
 Shapes and dtypes are known at trace time, so these checks cost nothing in the
 compiled program. Checks of *values* (an inverted box, a negative coefficient)
-run only where the value is concrete and are skipped for tracers.
+run only where the value is concrete and are skipped for tracers; they look at
+the caller's own value, because a cast inside `jit` makes a tracer of it.
 """
 
 import operator
@@ -62,15 +63,20 @@ def _match(
 
 def floats(
   arguments: Mapping[str, tuple[chex.Numeric, str]],
-) -> list[jax.Array]:
-  """Checks data arguments and gives them one dtype.
+) -> tuple[list[jax.Array], jnp.dtype]:
+  """Checks data arguments and prepares them for computing.
+
+  Arithmetic is done in float32 at least and rounded to the result's dtype once:
+  eight bits of bfloat16 do not survive a sum, a logarithm or a recursion.
 
   Args:
     arguments: argument name -> (value, shape letters such as `"C K"`; `""` is
       a scalar, a final `...` any further axes). A letter has one size.
 
   Returns:
-    The arguments as arrays of their common dtype, in order.
+    `(arrays, dtype)`: the arguments in order, in the dtype to compute in, and
+    the dtype of the result, which is the arguments' widest (a Python number
+    has none of its own).
 
   Raises:
     ValueError: a rank, a size or a dtype differs from what is expected, or an
@@ -82,17 +88,21 @@ def floats(
     array = _require_float(name, value)
     _match(name, array.shape, letters, sizes)
     arrays.append(array)
-  dtype = jnp.result_type(*arrays)
-  return [array.astype(dtype) for array in arrays]
+  # Mixing is allowed here also where the caller forbids implicit promotion:
+  # it is explicit in the result's documented dtype.
+  with jax.numpy_dtype_promotion("standard"):
+    dtype = jnp.result_type(*arrays)
+  computing = jnp.float32 if dtype == jnp.bfloat16 else dtype
+  return [array.astype(computing) for array in arrays], dtype
 
 
 def coefficient(
   name: str, value: chex.Numeric, like: jax.Array, *, per_element: bool = False
 ) -> jax.Array:
-  """Checks a coefficient and casts it to the dtype of the data.
+  """Checks a coefficient and casts it to the dtype that the data compute in.
 
-  The data decide the dtype: a float32 coefficient in a training state must not
-  turn bfloat16 data into float32.
+  Coefficients have no say in the result's dtype: a float32 one in a training
+  state must not turn bfloat16 data into float32.
 
   Args:
     name: the argument's name, for the error.
@@ -116,12 +126,6 @@ def coefficient(
     )
   array = array.astype(like.dtype)
   return jnp.broadcast_to(array, like.shape) if per_element else array
-
-
-def at_least_float32(array: jax.Array) -> jax.Array:
-  """Widens bfloat16, for what must not be rounded before the final result."""
-  narrow = array.dtype == jnp.bfloat16
-  return array.astype(jnp.float32) if narrow else array
 
 
 def count(name: str, value: Any, *, at_most: int, what: str) -> int:

@@ -42,7 +42,7 @@ def actor_loss(
   Raises:
     ValueError: wrong rank, different `G`, or a dtype that is not a float.
   """
-  q, group_weights, penalty = _checks.floats(
+  (q, group_weights, penalty), dtype = _checks.floats(
     {
       "q": (q, "G M"),
       "group_weights": (group_weights, "G"),
@@ -55,4 +55,5 @@ def actor_loss(
   )
   mean, std = ensemble_mean_std(q)
   pessimistic = mean - uncertainty_scale * std
-  return penalty_scale * penalty - jnp.sum(group_weights * pessimistic)
+  loss = penalty_scale * penalty - jnp.sum(group_weights * pessimistic)
+  return loss.astype(dtype)

@@ -21,7 +21,8 @@ def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
 
   `Qbar_g = 1/M sum_m Q_gm` and the population standard deviation
   `sqrt(1/M sum_m (Q_gm - Qbar_g)^2)`. Where the critics agree the gradient of
-  the deviation is 0, so a group of one critic is allowed.
+  the deviation is 0, so a group of one critic is allowed. Values that are not
+  finite give a deviation of NaN, never one of 0.
 
   Args:
     q: `[G, M]` action values, in units of the return.
@@ -32,17 +33,15 @@ def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
   Raises:
     ValueError: wrong rank, an empty axis, or a dtype that is not a float.
   """
-  (q,) = _checks.floats({"q": (q, "G M")})
-  # At least float32 inside: a mean rounded to bfloat16 would enter the
-  # deviation as an error of its own.
-  wide = _checks.at_least_float32(q)
-  mean = jnp.mean(wide, axis=1)
-  variance = jnp.mean(jnp.square(wide - mean[:, None]), axis=1)
+  (q,), dtype = _checks.floats({"q": (q, "G M")})
+  mean = jnp.mean(q, axis=1)
+  variance = jnp.mean(jnp.square(q - mean[:, None]), axis=1)
   # The square root of 0 has an infinite slope, and `where` alone would pass it
-  # on as 0 * inf: the argument itself must be kept off 0.
-  spread = variance > 0
-  std = jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)
-  return mean.astype(q.dtype), std.astype(q.dtype)
+  # on as 0 * inf: the argument itself must be kept off 0. Asked this way round
+  # because NaN is not more than 0 either.
+  agree = variance == 0
+  std = jnp.where(agree, 0, jnp.sqrt(jnp.where(agree, 1, variance)))
+  return mean.astype(dtype), std.astype(dtype)
 
 
 def td_targets(
@@ -59,7 +58,8 @@ def td_targets(
   Args:
     r_t: `[G]` rewards of the transition, in any unit.
     discount_t: scalar discount factor gamma, 0 if the session ended, in [0, 1].
-      At 0 the target is the reward whatever `q_t` holds, even a NaN.
+      At 0 the target is the reward, whatever the state that follows says: a NaN
+      in `bootstrap_weight_t` or `q_t` does not count.
     bootstrap_weight_t: scalar phi at the next state, in [0, 1].
     q_t: `[G, M]` target critics' values at the next state, unit of `r_t`.
 
@@ -69,7 +69,7 @@ def td_targets(
   Raises:
     ValueError: wrong rank, different `G`, or a dtype that is not a float.
   """
-  r_t, discount_t, bootstrap_weight_t, q_t = _checks.floats(
+  (r_t, discount_t, bootstrap_weight_t, q_t), dtype = _checks.floats(
     {
       "r_t": (r_t, "G"),
       "discount_t": (discount_t, ""),
@@ -77,10 +77,11 @@ def td_targets(
       "q_t": (q_t, "G M"),
     }
   )
-  # Blank first: 0 * NaN of a state that does not exist would be NaN.
-  q_t = jnp.where(discount_t == 0, 0, q_t)
-  bootstrap = discount_t * bootstrap_weight_t * q_t
-  return lax.stop_gradient(r_t[:, None] + bootstrap)
+  # Not a plain product: 0 * NaN of a state that does not exist would be NaN.
+  bootstrap = jnp.where(
+    discount_t == 0, 0, discount_t * bootstrap_weight_t * q_t
+  )
+  return lax.stop_gradient((r_t[:, None] + bootstrap).astype(dtype))
 
 
 def critic_loss(q_tm1: chex.Array, targets: chex.Array) -> jax.Array:
@@ -98,10 +99,10 @@ def critic_loss(q_tm1: chex.Array, targets: chex.Array) -> jax.Array:
   Raises:
     ValueError: wrong rank, different shapes, or a dtype that is not a float.
   """
-  q_tm1, targets = _checks.floats(
+  (q_tm1, targets), dtype = _checks.floats(
     {
       "q_tm1": (q_tm1, "G M"),
       "targets": (targets, "G M"),
     }
   )
-  return jnp.mean(jnp.square(q_tm1 - targets))
+  return jnp.mean(jnp.square(q_tm1 - targets)).astype(dtype)

@@ -31,7 +31,9 @@ class ActionBox(NamedTuple):
   upper: chex.Array
 
 
-def box_arrays(box: ActionBox, **like: chex.Array) -> list[jax.Array]:
+def box_arrays(
+  box: ActionBox, **like: chex.Array
+) -> tuple[list[jax.Array], jnp.dtype]:
   """Checks a box together with the `[A]` arguments it meets.
 
   Args:
@@ -39,20 +41,21 @@ def box_arrays(box: ActionBox, **like: chex.Array) -> list[jax.Array]:
     **like: further `[A]` arguments, by name.
 
   Returns:
-    `[*like, lower, upper]`, each `[A]` and of one dtype.
+    `([*like, lower, upper], dtype)`, each `[A]` in the dtype to compute in, and
+    the dtype of the result.
 
   Raises:
     ValueError: shapes or dtypes differ, or concrete `lower > upper`.
   """
-  arrays = _checks.floats(
+  checked = _checks.floats(
     {
       **{name: (value, "A") for name, value in like.items()},
       "box.lower": (box.lower, "A"),
       "box.upper": (box.upper, "A"),
     }
   )
-  _checks.ordered("box.lower", arrays[-2], "box.upper", arrays[-1])
-  return arrays
+  _checks.ordered("box.lower", box.lower, "box.upper", box.upper)
+  return checked
 
 
 def action_box(
@@ -80,21 +83,22 @@ def action_box(
   Raises:
     ValueError: wrong shape or dtype, or a concrete pair of limits inverted.
   """
-  (action,) = _checks.floats({"baseline_action": (baseline_action, "A")})
-  lower_offset, upper_offset, low, high = (
+  (action,), dtype = _checks.floats({"baseline_action": (baseline_action, "A")})
+  limits = {
+    "lower_offset": lower_offset,
+    "upper_offset": upper_offset,
+    "low": low,
+    "high": high,
+  }
+  below, above, smallest, largest = (
     _checks.coefficient(name, value, action, per_element=True)
-    for name, value in (
-      ("lower_offset", lower_offset),
-      ("upper_offset", upper_offset),
-      ("low", low),
-      ("high", high),
-    )
+    for name, value in limits.items()
   )
   _checks.ordered("lower_offset", lower_offset, "upper_offset", upper_offset)
   _checks.ordered("low", low, "high", high)
   return ActionBox(
-    lower=jnp.clip(action + lower_offset, low, high),
-    upper=jnp.clip(action + upper_offset, low, high),
+    lower=jnp.clip(action + below, smallest, largest).astype(dtype),
+    upper=jnp.clip(action + above, smallest, largest).astype(dtype),
   )
 
 
@@ -111,15 +115,13 @@ def sample_box(rng_key: chex.PRNGKey, box: ActionBox) -> jax.Array:
   Raises:
     ValueError: bounds of different shapes, not floats, or concretely inverted.
   """
-  lower, upper = box_arrays(box)
-  # Draw in float32 or wider and round once: bfloat16 random bits would leave
-  # visible gaps in the box.
-  low, high = _checks.at_least_float32(lower), _checks.at_least_float32(upper)
-  unit = jax.random.uniform(rng_key, low.shape, low.dtype)
-  action = low + unit * (high - low)
-  # `low + (high - low)` may exceed `high` by one rounding, and a logged action
-  # outside its own box would have density 0.
-  return jnp.clip(action.astype(lower.dtype), lower, upper)
+  (lower, upper), dtype = box_arrays(box)
+  unit = jax.random.uniform(rng_key, lower.shape, lower.dtype)
+  # `lower + (upper - lower)` may exceed `upper` by one rounding, and a logged
+  # action outside its own box would have density 0. The bounds are exact in the
+  # final dtype, so rounding to it afterwards cannot leave the box.
+  action = jnp.clip(lower + unit * (upper - lower), lower, upper)
+  return action.astype(dtype)
 
 
 def box_log_prob(action: chex.Array, box: ActionBox) -> jax.Array:
@@ -141,12 +143,12 @@ def box_log_prob(action: chex.Array, box: ActionBox) -> jax.Array:
   Raises:
     ValueError: wrong shapes, not floats, or concretely inverted bounds.
   """
-  action, lower, upper = box_arrays(box, action=action)
+  (action, lower, upper), dtype = box_arrays(box, action=action)
   width = upper - lower
   explores = width > 0
   log_width = jnp.where(explores, jnp.log(jnp.where(explores, width, 1)), 0)
   inside = jnp.all((action >= lower) & (action <= upper))
-  return jnp.where(inside, -jnp.sum(log_width), -jnp.inf)
+  return jnp.where(inside, -jnp.sum(log_width), -jnp.inf).astype(dtype)
 
 
 def sample_gaussian(
@@ -175,16 +177,16 @@ def sample_gaussian(
     ValueError: wrong shape or dtype, a concrete negative `stddev`, or concrete
       `low > high`.
   """
-  (action,) = _checks.floats({"baseline_action": (baseline_action, "A")})
-  stddev, low, high = (
-    _checks.coefficient(name, value, action, per_element=True)
-    for name, value in (("stddev", stddev), ("low", low), ("high", high))
+  (mean,), dtype = _checks.floats({"baseline_action": (baseline_action, "A")})
+  limits = {"stddev": stddev, "low": low, "high": high}
+  scale, smallest, largest = (
+    _checks.coefficient(name, value, mean, per_element=True)
+    for name, value in limits.items()
   )
   _checks.nonnegative("stddev", stddev)
   _checks.ordered("low", low, "high", high)
-  mean, scale = map(_checks.at_least_float32, (action, stddev))
   explored = mean + scale * jax.random.normal(rng_key, mean.shape, mean.dtype)
-  return jnp.clip(explored.astype(action.dtype), low, high)
+  return jnp.clip(explored, smallest, largest).astype(dtype)
 
 
 def gaussian_log_prob(
@@ -197,14 +199,15 @@ def gaussian_log_prob(
   `sum_a log N(action_a; mu_bp(s)_a, stddev_a^2)`. This is the density of the
   sampled action only strictly inside its limits; on a limit the sampler has a
   point mass that this density does not know, so ratios of clipped samples are
-  biased. That is the convention of the published evaluations; `box_log_prob`
-  is exact.
+  biased. Evaluations of this field use it all the same, such as the public code
+  of TSCAC (arXiv 2302.01680); `box_log_prob` is exact.
 
   Args:
     action: `[A]` action.
     baseline_action: `[A]` mean, mu_bp(s) in [1].
     stddev: standard deviation sigma, scalar or `[A]`, non-negative. A component
-      with 0 is a point mass: it contributes 0 at the mean and `-inf` elsewhere.
+      with 0 is a point mass: it contributes 0 at the mean and `-inf` elsewhere
+      (a NaN action included). A negative one that is not concrete gives NaN.
 
   Returns:
     Scalar log density per unit of volume.
@@ -212,17 +215,19 @@ def gaussian_log_prob(
   Raises:
     ValueError: wrong shapes, not floats, or a concrete negative `stddev`.
   """
-  action, mean = _checks.floats(
+  (action, mean), dtype = _checks.floats(
     {
       "action": (action, "A"),
       "baseline_action": (baseline_action, "A"),
     }
   )
-  stddev = _checks.coefficient("stddev", stddev, action, per_element=True)
+  sigma = _checks.coefficient("stddev", stddev, action, per_element=True)
   _checks.nonnegative("stddev", stddev)
-  explores = stddev > 0
-  scale = jnp.where(explores, stddev, 1)
+  # Asked for 0, not for more than 0: a NaN or negative sigma must not pass for
+  # a point mass and its density of 1.
+  is_point = sigma == 0
+  scale = jnp.where(is_point, 1, sigma)
   standard = (action - mean) / scale
   log_prob = -0.5 * jnp.square(standard) - jnp.log(scale) - _HALF_LOG_2PI
   point_mass = jnp.where(action == mean, 0, -jnp.inf)
-  return jnp.sum(jnp.where(explores, log_prob, point_mass))
+  return jnp.sum(jnp.where(is_point, point_mass, log_prob)).astype(dtype)

@@ -79,8 +79,8 @@ def weights_from_action(action: chex.Array, spec: FusionSpec) -> FusionWeights:
     ValueError: `action` is not a float vector of even length, a field of `spec`
       is neither a scalar nor `[K]`, or a concrete `bias_base` is negative.
   """
-  (action,) = _checks.floats({"action": (action, "2K")})
-  if action.shape[0] % 2 or not action.shape[0]:
+  (action,), dtype = _checks.floats({"action": (action, "2K")})
+  if action.shape[0] % 2:
     raise ValueError(
       "action: expected shape [2K], K powers and then K biases, found"
       f" {action.shape}."
@@ -90,11 +90,10 @@ def weights_from_action(action: chex.Array, spec: FusionSpec) -> FusionWeights:
     _checks.coefficient(f"spec.{name}", value, power_action, per_element=True)
     for name, value in spec._asdict().items()
   )
-  _checks.nonnegative("spec.bias_base", bias_base)
-  return FusionWeights(
-    power=power_base * jnp.exp(power_rate * power_action),
-    bias=bias_base * jnp.exp(bias_rate * bias_action),
-  )
+  _checks.nonnegative("spec.bias_base", spec.bias_base)
+  power = power_base * jnp.exp(power_rate * power_action)
+  bias = bias_base * jnp.exp(bias_rate * bias_action)
+  return FusionWeights(power.astype(dtype), bias.astype(dtype))
 
 
 def fused_log_score(scores: chex.Array, weights: FusionWeights) -> jax.Array:
@@ -102,7 +101,7 @@ def fused_log_score(scores: chex.Array, weights: FusionWeights) -> jax.Array:
 
   `log prod_k (score_k + bias_k)^power_k = sum_k power_k log(score_k + bias_k)`;
   the logarithm orders candidates as the product does and does not underflow.
-  `score_k + bias_k` below `SCORE_FLOOR` counts as `SCORE_FLOOR`, with gradient
+  `score_k + bias_k` up to `SCORE_FLOOR` counts as `SCORE_FLOOR`, with gradient
   0: a score of 0 with a bias of 0 is finite.
 
   Args:
@@ -116,7 +115,7 @@ def fused_log_score(scores: chex.Array, weights: FusionWeights) -> jax.Array:
   Raises:
     ValueError: wrong rank, different `K`, or a dtype that is not a float.
   """
-  scores, power, bias = _checks.floats(
+  (scores, power, bias), dtype = _checks.floats(
     {
       "scores": (scores, "C K"),
       "weights.power": (weights.power, "K"),
@@ -126,10 +125,13 @@ def fused_log_score(scores: chex.Array, weights: FusionWeights) -> jax.Array:
   # Task by task: XLA compiles a sum over a short last axis to scalar code on a
   # CPU, logarithms included (20 times slower), and an accelerator would round
   # the operands of a float32 matrix product.
-  return sum(
-    power[k] * jnp.log(jnp.maximum(scores[:, k] + bias[k], SCORE_FLOOR))
-    for k in range(scores.shape[1])
-  )
+  log_score = 0
+  for k in range(scores.shape[1]):
+    shifted = scores[:, k] + bias[k]
+    # Not `maximum`, which hands on half the gradient, 5e11, at the floor itself.
+    shifted = jnp.where(shifted <= SCORE_FLOOR, SCORE_FLOOR, shifted)
+    log_score += power[k] * jnp.log(shifted)
+  return log_score.astype(dtype)
 
 
 def _walk_down(key: jax.Array, slate_size: int) -> tuple[jax.Array, jax.Array]:
@@ -172,18 +174,18 @@ def rank_slate(
   Raises:
     ValueError: wrong shape or dtype, or `slate_size` outside 1 to `C`.
   """
-  (log_scores,) = _checks.floats({"log_scores": (log_scores, "C")})
+  (log_scores,), _ = _checks.floats({"log_scores": (log_scores, "C")})
   slate_size = _checks.count(
     "slate_size",
     slate_size,
     at_most=log_scores.shape[0],
     what="the number of candidates",
   )
-  # Valid candidates are lifted above -inf, which is left to the masked ones.
-  # The last `where` makes -0.0 tie with 0.0 in `top_k` too.
+  # Valid candidates are lifted above -inf, which is left to the masked ones;
+  # zeros get one sign, because to `top_k` 0.0 is more than -0.0.
   lowest = jnp.finfo(log_scores.dtype).min
   key = jnp.where(jnp.isnan(log_scores), lowest, log_scores)
-  key = jnp.maximum(jnp.where(key == 0, 0, key), lowest)
+  key = jnp.where(key == 0, 0, jnp.maximum(key, lowest))
   if mask is not None:
     mask = jnp.asarray(mask)
     if mask.shape != key.shape or mask.dtype != jnp.bool_:
@@ -192,7 +194,6 @@ def rank_slate(
         f" {mask.dtype.name} of shape {mask.shape}."
       )
     key = jnp.where(mask, key, -jnp.inf)
-  key = _checks.at_least_float32(key)  # `top_k` sorts bfloat16 in full.
   if key.shape[0] <= _WALK_UP_TO:
     best_key, best_index = _walk_down(key, slate_size)
   else:

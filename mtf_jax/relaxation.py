@@ -39,19 +39,22 @@ def exceedance(action: chex.Array, box: ActionBox) -> jax.Array:
   Raises:
     ValueError: wrong shapes, not floats, or concretely inverted bounds.
   """
-  action, lower, upper = box_arrays(box, action=action)
+  (action, lower, upper), dtype = box_arrays(box, action=action)
   beyond = jnp.maximum(action - upper, lower - action)
   # Not `maximum(beyond, 0)`, whose gradient at the bound is one half. Written
   # so that NaN is kept: a NaN action must not pass for one inside the box.
-  return jnp.sum(jnp.where(beyond <= 0, 0, beyond))
+  return jnp.sum(jnp.where(beyond <= 0, 0, beyond)).astype(dtype)
 
 
-def _scaled(
+def _exponent(
   exceedance_value: chex.Numeric, sharpness: chex.Numeric
-) -> jax.Array:
+) -> tuple[jax.Array, jnp.dtype]:
+  """Checks both and returns `(sharpness * e, dtype of the result)`."""
+  (distance,), dtype = _checks.floats({"exceedance": (exceedance_value, "")})
+  sharpness_array = _checks.coefficient("sharpness", sharpness, distance)
+  _checks.nonnegative("exceedance", exceedance_value)
   _checks.nonnegative("sharpness", sharpness)
-  (distance,) = _checks.floats({"exceedance": (exceedance_value, "")})
-  return _checks.coefficient("sharpness", sharpness, distance) * distance
+  return sharpness_array * distance, dtype
 
 
 def relaxation_penalty(
@@ -61,7 +64,7 @@ def relaxation_penalty(
 
   `d = expm1(sharpness * e)`. Where `sharpness * e` exceeds `LINEAR_FROM` the
   penalty continues along its tangent, so loss and gradient stay finite for an
-  action far away.
+  action far away (to a product of 1e25 in float32).
 
   Args:
     exceedance: scalar e, units of the action, non-negative.
@@ -71,12 +74,15 @@ def relaxation_penalty(
     Scalar, unit-free, 0 inside the box.
 
   Raises:
-    ValueError: not scalars, not floats, or a concrete negative `sharpness`.
+    ValueError: not scalars, not floats, or concretely negative.
   """
-  exponent = _scaled(exceedance, sharpness)
-  clipped = jnp.minimum(exponent, LINEAR_FROM)
+  exponent, dtype = _exponent(exceedance, sharpness)
+  curved = jnp.expm1(jnp.minimum(exponent, LINEAR_FROM))
+  # Not `exponent - clipped`: in its gradient two slopes of 1e13 would cancel,
+  # and in float32 take the whole gradient of a small exponent with them.
+  straight = jnp.maximum(exponent - LINEAR_FROM, 0)
   slope = jnp.exp(jnp.array(LINEAR_FROM, exponent.dtype))
-  return jnp.expm1(clipped) + slope * (exponent - clipped)
+  return (curved + slope * straight).astype(dtype)
 
 
 def bootstrap_weight(
@@ -96,6 +102,7 @@ def bootstrap_weight(
     Scalar in [0, 1], unit-free, 1 inside the box.
 
   Raises:
-    ValueError: not scalars, not floats, or a concrete negative `sharpness`.
+    ValueError: not scalars, not floats, or concretely negative.
   """
-  return jnp.exp(-_scaled(exceedance, sharpness))
+  exponent, dtype = _exponent(exceedance, sharpness)
+  return jnp.exp(-exponent).astype(dtype)

@@ -34,7 +34,7 @@ def list_reward(feedback: chex.Array, group_weights: chex.Array) -> jax.Array:
   Raises:
     ValueError: wrong rank, different `E`, or a dtype that is not a float.
   """
-  feedback, group_weights = _checks.floats(
+  (feedback, group_weights), dtype = _checks.floats(
     {
       "feedback": (feedback, "L E"),
       "group_weights": (group_weights, "G E"),
@@ -43,7 +43,8 @@ def list_reward(feedback: chex.Array, group_weights: chex.Array) -> jax.Array:
   # Position by position, which a CPU does ten times faster than a reduction;
   # in full precision, because accelerators round matrix products by default.
   total = sum(feedback[position] for position in range(feedback.shape[0]))
-  return jnp.dot(group_weights, total, precision=lax.Precision.HIGHEST)
+  reward = jnp.dot(group_weights, total, precision=lax.Precision.HIGHEST)
+  return reward.astype(dtype)
 
 
 def discounted_returns(r_t: chex.Array, discount_t: chex.Array) -> jax.Array:
@@ -66,7 +67,7 @@ def discounted_returns(r_t: chex.Array, discount_t: chex.Array) -> jax.Array:
   Raises:
     ValueError: wrong rank, different `T`, or a dtype that is not a float.
   """
-  r_t, discount_t = _checks.floats(
+  (r_t, discount_t), dtype = _checks.floats(
     {
       "r_t": (r_t, "T ..."),
       "discount_t": (discount_t, "T"),
@@ -81,4 +82,5 @@ def discounted_returns(r_t: chex.Array, discount_t: chex.Array) -> jax.Array:
     return return_tm1, return_tm1
 
   start = jnp.zeros(r_t.shape[1:], r_t.dtype)
-  return lax.scan(accumulate, start, (r_t, discount_t), reverse=True)[1]
+  _, returns = lax.scan(accumulate, start, (r_t, discount_t), reverse=True)
+  return returns.astype(dtype)

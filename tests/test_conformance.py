@@ -1,8 +1,9 @@
 """One battery over every exported kernel; one that is missing here fails it.
 
-A case lists a kernel's arguments at two sets of values (the second changes
-every number, coefficients included) and its edge values. Everything the kernels
-promise in common is then checked for each of them.
+A case draws a kernel's arguments (another seed changes every number,
+coefficients included) and lists its edge values. Everything the kernels promise
+in common is then checked for each case. "kernel: variant" is a second case of a
+kernel.
 """
 
 import functools
@@ -21,6 +22,7 @@ from jax import lax
 import mtf_jax
 
 _C, _K, _L, _E, _A, _G, _M, _T = 7, 3, 4, 5, 6, 2, 3, 5
+_MANY = 300  # Candidates beyond the walk of `rank_slate`.
 
 # Relative agreement of two compilations of the same formula.
 _RTOL = {"bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-12}
@@ -94,6 +96,22 @@ CASES = {
     static={"slate_size": _L},
     edges=({"log_scores": np.full(_C, -np.inf)},),
   ),
+  "rank_slate: mask": Case(
+    lambda rng: {
+      "log_scores": rng.normal(size=_C),
+      "mask": rng.uniform(size=_C) < 0.5,
+    },
+    static={"slate_size": _L},
+    edges=({"log_scores": np.zeros(_C), "mask": np.zeros(_C, bool)},),
+  ),
+  "rank_slate: many, mask": Case(
+    lambda rng: {
+      "log_scores": rng.normal(size=_MANY),
+      "mask": rng.uniform(size=_MANY) < 0.5,
+    },
+    static={"slate_size": _L},
+    edges=({"log_scores": np.zeros(_MANY), "mask": np.zeros(_MANY, bool)},),
+  ),
   "list_reward": Case(
     lambda rng: {
       "feedback": rng.uniform(0, 1, (_L, _E)),
@@ -123,6 +141,15 @@ CASES = {
     },
     edges=({"baseline_action": np.full(_A, 5.0)},),
   ),
+  "action_box: by component": Case(
+    lambda rng: {
+      "baseline_action": rng.uniform(-1, 1, _A),
+      "lower_offset": rng.uniform(-0.3, -0.1, _A),
+      "upper_offset": rng.uniform(0.1, 0.3, _A),
+      "low": rng.uniform(-1.2, -1, _A),
+      "high": rng.uniform(1, 1.2, _A),
+    },
+  ),
   "sample_box": Case(
     lambda rng: {"box": _box(rng)},
     edges=({"box": _POINT_BOX},),
@@ -143,6 +170,15 @@ CASES = {
       "high": rng.uniform(1, 1.2),
     },
     edges=({"baseline_action": np.zeros(_A), "stddev": 0.0},),
+    has_key=True,
+  ),
+  "sample_gaussian: by component": Case(
+    lambda rng: {
+      "baseline_action": rng.uniform(-1, 1, _A),
+      "stddev": rng.uniform(0.1, 0.3, _A),
+      "low": rng.uniform(-1.2, -1, _A),
+      "high": rng.uniform(1, 1.2, _A),
+    },
     has_key=True,
   ),
   "gaussian_log_prob": Case(
@@ -238,16 +274,37 @@ CASES = {
 _each_kernel = pytest.mark.parametrize("name", list(CASES))
 
 
-def _exported_kernels():
+# Integers come out: no gradient, no rounding.
+_INTEGER = {name for name in CASES if name.startswith("rank_slate")}
+_each_float_kernel = pytest.mark.parametrize(
+  "name", [name for name in CASES if name not in _INTEGER]
+)
+
+_each_deterministic = pytest.mark.parametrize(
+  "name", [n for n, c in CASES.items() if not c.has_key and n not in _INTEGER]
+)
+
+
+def _kernel_name(name):
+  return name.split(":")[0]
+
+
+def _exported_kernels(package):
+  # Not `inspect.isfunction`: a jitted function is none.
   return {
     name
-    for name in mtf_jax.__all__
-    if inspect.isfunction(getattr(mtf_jax, name))
+    for name in package.__all__
+    if callable(getattr(package, name))
+    and not inspect.isclass(getattr(package, name))
   }
 
 
 def _cast(tree, dtype):
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+  def cast(leaf):
+    leaf = np.asarray(leaf)
+    return jnp.asarray(leaf, None if leaf.dtype == bool else dtype)
+
+  return jax.tree.map(cast, tree)
 
 
 def _arguments(name, seed=0, dtype=jnp.float32):
@@ -259,7 +316,8 @@ def _arguments(name, seed=0, dtype=jnp.float32):
 
 def _call(name):
   """The kernel as a function of the dictionary of its dynamic arguments."""
-  kernel = functools.partial(getattr(mtf_jax, name), **CASES[name].static)
+  function = getattr(mtf_jax, _kernel_name(name))
+  kernel = functools.partial(function, **CASES[name].static)
   return lambda arguments: kernel(**arguments)
 
 
@@ -269,9 +327,9 @@ def _stacked(name, count=4):
 
 
 def _split(arguments):
-  """Arguments that are differentiated, and the rest (a key)."""
-  rest = {k: v for k, v in arguments.items() if k == "rng_key"}
-  return {k: v for k, v in arguments.items() if k != "rng_key"}, rest
+  """Arguments that are differentiated, and the rest (a key, a mask)."""
+  rest = {k: v for k, v in arguments.items() if k in ("rng_key", "mask")}
+  return {k: v for k, v in arguments.items() if k not in rest}, rest
 
 
 def _is_scalar(value):
@@ -283,14 +341,22 @@ def _gradient(name, arguments):
 
   def total(floats):
     leaves = jax.tree.leaves(_call(name)({**rest, **floats}))
-    floating = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    return sum((jnp.sum(x) for x in floating), jnp.zeros(()))
+    return sum(jnp.sum(leaf) for leaf in leaves)
 
   return jax.grad(total)(floats)
 
 
 def test_every_exported_kernel_is_here():
-  assert _exported_kernels() == set(CASES)
+  assert _exported_kernels(mtf_jax) == set(map(_kernel_name, CASES))
+
+
+def test_a_jitted_kernel_could_not_hide():
+  package = types.SimpleNamespace(
+    __all__=["Box", "half"],
+    Box=mtf_jax.ActionBox,
+    half=jax.jit(lambda q: q / 2),
+  )
+  assert _exported_kernels(package) == {"half"}
 
 
 @_each_kernel
@@ -301,7 +367,7 @@ def test_jit_equals_eager_and_keeps_dtype(name, dtype):
     eager = _call(name)(arguments)
     jitted = jax.jit(_call(name))(arguments)
     for leaf in jax.tree.leaves((eager, jitted)):
-      assert leaf.dtype == (jnp.int32 if name == "rank_slate" else dtype)
+      assert leaf.dtype == (jnp.int32 if name in _INTEGER else dtype)
       assert not leaf.weak_type
     chex.assert_trees_all_close(
       _wide(eager), _wide(jitted), rtol=_RTOL[dtype], atol=_RTOL[dtype]
@@ -312,10 +378,7 @@ def _wide(tree):
   return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-@pytest.mark.parametrize(
-  "name",
-  [n for n, case in CASES.items() if not case.has_key and n != "rank_slate"],
-)
+@_each_deterministic
 def test_float64_is_computed_in_float64(name):
   # Move the float32 inputs by 1e-12: float64 has to notice, in proportion.
   floats = _wide(_arguments(name))
@@ -333,6 +396,50 @@ def test_float64_is_computed_in_float64(name):
   chex.assert_trees_all_close(
     before, _wide(_call(name)(_arguments(name))), rtol=1e-5, atol=1e-5
   )
+
+
+@_each_deterministic
+def test_bfloat16_is_rounded_once(name):
+  # The float64 result of the same rounded inputs, to one unit of bfloat16: half
+  # is its rounding, the other half lets float32 fall on the other side.
+  narrow = _arguments(name, dtype="bfloat16")
+  with jax.enable_x64(True):
+    exact = _wide(_call(name)(_cast(_wide(narrow), "float64")))
+  chex.assert_trees_all_close(
+    _wide(_call(name)(narrow)), exact, rtol=2.0**-8, atol=1e-6
+  )
+
+
+_COEFFICIENTS = {
+  "weights_from_action": ("spec",),
+  "action_box": ("lower_offset", "upper_offset", "low", "high"),
+  "sample_gaussian": ("stddev", "low", "high"),
+  "gaussian_log_prob": ("stddev",),
+  "relaxation_penalty": ("sharpness",),
+  "bootstrap_weight": ("sharpness",),
+  "actor_loss": ("penalty_scale", "uncertainty_scale"),
+}
+
+
+@pytest.mark.parametrize("name", list(_COEFFICIENTS))
+def test_float32_coefficients_leave_bfloat16_data_alone(name):
+  arguments = _arguments(name, dtype="bfloat16")
+  for key in _COEFFICIENTS[name]:
+    arguments[key] = _arguments(name)[key]
+  for leaf in jax.tree.leaves(_call(name)(arguments)):
+    assert leaf.dtype == jnp.bfloat16
+
+
+def test_mixed_data_give_the_widest_dtype_even_under_strict_promotion():
+  targets = mtf_jax.td_targets(
+    jnp.ones(_G, jnp.float32), 0.9, 1.0, jnp.ones((_G, _M), jnp.bfloat16)
+  )
+  assert targets.dtype == jnp.float32
+  # A Python number has no dtype of its own.
+  targets = mtf_jax.td_targets(
+    jnp.ones(_G, jnp.bfloat16), 0.9, 1.0, jnp.ones((_G, _M), jnp.bfloat16)
+  )
+  assert targets.dtype == jnp.bfloat16
 
 
 @_each_kernel
@@ -393,10 +500,54 @@ def test_python_coefficients_are_dynamic(name):
   assert any(changed)
 
 
-@_each_kernel
-def test_gradient_is_finite(name):
-  gradient = _gradient(name, _arguments(name))
-  chex.assert_tree_all_finite(gradient)
+@_each_float_kernel
+@pytest.mark.parametrize("dtype", list(_RTOL))
+def test_gradient_is_finite_and_keeps_dtype(name, dtype):
+  with jax.enable_x64(dtype == "float64"):
+    gradient = _gradient(name, _arguments(name, dtype=dtype))
+    for leaf in jax.tree.leaves(gradient):
+      assert leaf.dtype == dtype
+      assert np.all(np.isfinite(np.asarray(leaf, np.float64)))
+
+
+@_each_float_kernel
+def test_gradient_is_the_derivative(name):
+  # In float64 against central differences, in float32 against float64: a
+  # gradient that cancels away in float32 shows.
+  single = _gradient(name, _arguments(name))
+  with jax.enable_x64(True):
+    arguments = _arguments(name, dtype="float64")
+    double = _gradient(name, arguments)
+    floats, rest = _split(arguments)
+    leaves, treedef = jax.tree.flatten(floats)
+    tangents = [
+      np.random.default_rng(i).normal(size=leaf.shape)
+      for i, leaf in enumerate(leaves)
+    ]
+
+    def along(step):
+      moved = [
+        leaf + step * tangent
+        for leaf, tangent in zip(leaves, tangents, strict=True)
+      ]
+      output = _call(name)({**rest, **treedef.unflatten(moved)})
+      return sum(float(jnp.sum(leaf)) for leaf in jax.tree.leaves(output))
+
+    step = 1e-6
+    difference = (along(step) - along(-step)) / (2 * step)
+    slope = sum(
+      float(np.sum(gradient * tangent))
+      for gradient, tangent in zip(
+        jax.tree.leaves(double), tangents, strict=True
+      )
+    )
+  # `td_targets` has a derivative and stops it.
+  expected = 0.0 if name == "td_targets" else difference
+  np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-6)
+  if not CASES[name].has_key:  # A sampler draws other bits in float64.
+    chex.assert_trees_all_close(
+      _wide(single), _wide(double), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -414,7 +565,7 @@ def test_edges_are_finite(name, edge, dtype):
     arguments = {"rng_key": jax.random.key(0), **arguments}
   output = jax.jit(_call(name))(arguments)
   chex.assert_tree_all_finite(output)
-  if dtype == "float32":
+  if name not in _INTEGER:
     chex.assert_tree_all_finite(_gradient(name, arguments))
 
 

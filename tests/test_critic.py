@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import mtf_jax
 
@@ -22,7 +23,7 @@ def test_std_gradient_is_zero_where_critics_agree():
 
 
 def test_bfloat16_std_is_not_lost_in_the_mean():
-  # 100.5 is the mean; bfloat16 holds 100.5 but not the mean of 100 and 100.5.
+  # The mean, 100.25, is no bfloat16; rounded, it would give 0.35 or 0.
   q = jnp.array([[100.0, 100.5]], jnp.bfloat16)
   _, std = mtf_jax.ensemble_mean_std(q)
   np.testing.assert_allclose(np.float64(std[0]), 0.25)
@@ -37,8 +38,15 @@ def test_each_critic_has_its_own_target():
 
 def test_at_the_end_of_a_session_the_next_value_is_not_read():
   q_t = jnp.array([[jnp.nan, jnp.inf]])
-  targets = mtf_jax.td_targets(jnp.array([1.0]), 0.0, 1.0, q_t)
-  np.testing.assert_array_equal(targets, [[1, 1]])
+  for weight in (1.0, float("nan")):
+    targets = mtf_jax.td_targets(jnp.array([1.0]), 0.0, weight, q_t)
+    np.testing.assert_array_equal(targets, [[1, 1]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_diverged_critic_is_not_an_agreement(value):
+  _, std = mtf_jax.ensemble_mean_std(jnp.array([[value, 1.0], [1.0, 2.0]]))
+  np.testing.assert_array_equal(std, [np.nan, 0.5])
 
 
 def test_no_gradient_flows_into_the_target():

@@ -45,14 +45,18 @@ def test_a_component_that_does_not_explore_has_mass_one():
 
 
 def test_paper_box_against_gaussian():
-  # Section 1.3 of the paper's exploration policy: a box of +-0.15 in 10
-  # components against N(0, 0.2^2), whose samples fall into it with probability
-  # 0.547^10.
-  inside = 2 * stats.norm.cdf(0.15 / 0.2) - 1
-  np.testing.assert_allclose(inside, 0.547, atol=5e-4)
+  # The paper's case for the box, in its 10 components: how often N(0, 0.2^2)
+  # falls into +-0.15, which the box always does.
   box = mtf_jax.action_box(jnp.zeros(10))
-  box_density = mtf_jax.box_log_prob(jnp.zeros(10), box)
-  np.testing.assert_allclose(box_density, -10 * np.log(0.3), rtol=1e-5)
+  log_density = mtf_jax.box_log_prob(jnp.zeros(10), box)
+  np.testing.assert_allclose(log_density, -10 * np.log(0.3), rtol=1e-5)
+  actions = jnp.asarray(_draw(mtf_jax.sample_gaussian, jnp.zeros(10)))
+  distance = jax.vmap(mtf_jax.exceedance, in_axes=(0, None))(
+    actions.astype(jnp.float32), box
+  )
+  probability = (2 * stats.norm.cdf(0.15 / 0.2) - 1) ** 10
+  inside = stats.binomtest(int(np.sum(distance == 0)), _DRAWS, probability)
+  assert inside.pvalue > _FALSE_ALARM
 
 
 def test_gaussian_density_by_hand():
@@ -93,6 +97,9 @@ def test_inverted_limits_are_refused_where_concrete(call):
   arguments = (jax.random.key(0), jnp.zeros(2), jnp.ones(2))
   with pytest.raises(ValueError, match=r"expected at most .* found"):
     call(*arguments)
+  # Inside `jit` too, where the limits are known: here all but the key.
+  with pytest.raises(ValueError, match=r"expected at most .* found"):
+    jax.jit(lambda key: call(key, *arguments[1:]))(arguments[0])
 
 
 def test_negative_stddev_is_refused():
@@ -102,6 +109,12 @@ def test_negative_stddev_is_refused():
   ):
     with pytest.raises(ValueError, match=r"^stddev: expected non-negative"):
       call()
+
+
+@pytest.mark.parametrize("stddev", [np.nan, -0.2])
+def test_a_wrong_stddev_inside_jit_is_nan_not_a_point_mass(stddev):
+  log_prob = jax.jit(mtf_jax.gaussian_log_prob)
+  assert np.isnan(log_prob(jnp.zeros(2), jnp.zeros(2), stddev))
 
 
 def _draw(sampler, *args):
@@ -173,6 +186,27 @@ def test_samples_have_positive_density_in_their_own_box(dtype):
     actions = jax.jit(jax.vmap(mtf_jax.sample_box))(keys, boxes)
     log_prob = jax.jit(jax.vmap(mtf_jax.box_log_prob))(actions, boxes)
     assert np.all(np.isfinite(np.asarray(log_prob, np.float64)))
+
+
+def _unit_box(dtype):
+  return mtf_jax.ActionBox(jnp.zeros(1, dtype), jnp.ones(1, dtype))
+
+
+@pytest.mark.parametrize(
+  "sampler",
+  [
+    lambda key, dtype: mtf_jax.sample_box(key, _unit_box(dtype)),
+    lambda key, dtype: mtf_jax.sample_gaussian(key, jnp.zeros(1, dtype)),
+  ],
+)
+def test_samplers_use_the_bits_of_their_dtype(sampler):
+  keys = jax.random.split(jax.random.key(0), 20_000)
+  narrow = jax.vmap(lambda key: sampler(key, jnp.bfloat16))(keys)
+  # bfloat16 random bits make at most 256 values, rounded float32 about 1000.
+  assert len(np.unique(np.asarray(narrow, np.float32))) > 500
+  with jax.enable_x64(True):
+    wide = np.asarray(jax.vmap(lambda key: sampler(key, jnp.float64))(keys))
+  assert np.mean(wide != wide.astype(np.float32)) > 0.99
 
 
 def test_box_density_integrates_to_one():

@@ -1,5 +1,7 @@
 """Hand-computed cases of `mtf_jax.fusion`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +47,9 @@ def test_zero_score_and_zero_bias_is_the_documented_floor():
     lambda bias: mtf_jax.fused_log_score(
       jnp.zeros((1, 1)), weights._replace(bias=bias)
     )[0]
-  )(jnp.array([-1.0]))
-  assert gradient == 0
+  )
+  for bias in (-1.0, fusion.SCORE_FLOOR):
+    assert gradient(jnp.array([bias])) == 0
 
 
 def test_a_nan_score_stays_visible_and_ranks_last():
@@ -104,5 +107,7 @@ def test_a_mask_that_is_not_bool_is_refused():
 
 def test_a_negative_bias_is_refused():
   spec = mtf_jax.FusionSpec(bias_base=-0.1)
-  with pytest.raises(ValueError, match="bias_base: expected non-negative"):
-    mtf_jax.weights_from_action(jnp.zeros(4), spec)
+  call = functools.partial(mtf_jax.weights_from_action, spec=spec)
+  for function in (call, jax.jit(lambda action: call(action))):
+    with pytest.raises(ValueError, match="bias_base: expected non-negative"):
+      function(jnp.zeros(4))

@@ -13,7 +13,9 @@ from mtf_jax import actor, critic, exploration, fusion, relaxation, rewards
 
 _KERNEL_MODULES = (actor, critic, exploration, fusion, relaxation, rewards)
 _FUNCTIONS = [
-  name for name in mtf_jax.__all__ if inspect.isfunction(getattr(mtf_jax, name))
+  name
+  for name in mtf_jax.__all__
+  if not inspect.isclass(getattr(mtf_jax, name))
 ]
 
 

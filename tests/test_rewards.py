@@ -35,6 +35,12 @@ def test_discount_zero_ends_a_session_even_before_nan():
   assert np.all(np.isfinite(gradient))
 
 
+def test_bfloat16_returns_do_not_saturate():
+  # 256 + 1 is 256 in bfloat16.
+  ones = jnp.ones(1000, jnp.bfloat16)
+  assert mtf_jax.discounted_returns(ones, ones)[0] == 1000
+
+
 def test_returns_of_groups_are_separate():
   r_t = jnp.array([[1.0, 10.0], [2.0, 20.0]])
   returns = mtf_jax.discounted_returns(r_t, jnp.array([0.5, 0.0]))

@@ -267,11 +267,22 @@ def load_sessions(
       field, or its rows break the schema (see `validate`).
   """
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here: NumPy leaves its own file open when it cannot read it.
+    with (
+      open(path, "rb") as file,
+      np.load(file, allow_pickle=False) as archive,
+    ):
       flat = {name: archive[name] for name in archive.files}
-  except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-    if isinstance(error, FileNotFoundError):
-      raise
+  except FileNotFoundError:
+    raise
+  except (
+    # TypeError: an .npy file gives an array, which is no archive.
+    TypeError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    OSError,
+  ) as error:
     raise ValueError(
       f"{path}: expected an .npz file of logged sessions, found a file that"
       f" cannot be read ({error})."
