@@ -1,0 +1,1 @@
+"""Logged sessions and where they come from."""

@@ -1,0 +1,404 @@
+"""IntegratedRL-MTF: an ensemble actor-critic that is aware of its boxes.
+
+Letters: `B` transitions of a batch, `S` state features, `A` action components,
+`G` reward groups (q in [1]), `M` critics of a group (m in [1]).
+
+References:
+  [1] Liu et al., "UnifiedRL: A Reinforcement Learning Algorithm Tailored for
+  Multi-Task Fusion in Large-Scale Recommender Systems", arXiv 2404.17589,
+  actor and critic losses. Named IntegratedRL-MTF up to its version 5.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtf_jax.actor import actor_loss
+from mtf_jax.critic import critic_loss, ensemble_mean_std, td_targets
+from mtf_jax.datasets.sessions import Transition, TransitionDataset
+from mtf_jax.networks import Actor, Critic
+from mtf_jax.relaxation import bootstrap_weight, exceedance, relaxation_penalty
+
+
+class Coefficients(NamedTuple):
+  """Numbers of the algorithm: leaves of the state, so none of them recompiles.
+
+  [1] gives the discount; the other values are ours.
+
+  discount: gamma, in [0, 1].
+  sharpness: kappa of d and phi, per unit of the action, non-negative.
+  penalty_scale: eta, price of d, in units of the return.
+  uncertainty_scale: lambda, price of the critics' disagreement.
+  group_weights: w, scalar or `[G]`, weight of each group's value.
+  reward_shift: scalar or `[G]`, added to every reward. `phi` discourages
+    leaving the box only while targets are non-negative; a shift makes them so,
+    and adds the same amount to the value of every further request.
+  target_step_size: tau of the soft updates, in (0, 1].
+  actor_learning_rate: Adam's step size for the actor.
+  critic_learning_rate: Adam's step size for the critics.
+  max_gradient_norm: global norm to which each gradient is clipped; `inf` never.
+    A finite one brings a policy back from far outside its box in fewer updates,
+    because the huge gradients there do not stay in Adam's second moment.
+  """
+
+  discount: chex.Numeric = 0.9
+  sharpness: chex.Numeric = 10.0
+  penalty_scale: chex.Numeric = 1.0
+  uncertainty_scale: chex.Numeric = 0.1
+  group_weights: chex.Numeric = 1.0
+  reward_shift: chex.Numeric = 0.0
+  target_step_size: chex.Numeric = 0.005
+  actor_learning_rate: chex.Numeric = 3e-4
+  critic_learning_rate: chex.Numeric = 3e-4
+  max_gradient_norm: chex.Numeric = np.inf
+
+
+class Normalization(NamedTuple):
+  """Affine map of the observations that the networks see.
+
+  mean: `[S]` subtracted first.
+  scale: `[S]` divided by, positive.
+  """
+
+  mean: chex.Array
+  scale: chex.Array
+
+
+class State(NamedTuple):
+  """Everything that an update reads and writes; a pytree of arrays.
+
+  actor_params, critic_params: as the networks' `init` made them.
+  target_actor_params, target_critic_params: their slow copies.
+  actor_optimizer, critic_optimizer: Adam's moments.
+  coefficients: the numbers of the algorithm, each a float32 leaf.
+  normalization: of the observations.
+  """
+
+  actor_params: Any
+  critic_params: Any
+  target_actor_params: Any
+  target_critic_params: Any
+  actor_optimizer: Any
+  critic_optimizer: Any
+  coefficients: Coefficients
+  normalization: Normalization
+
+
+class Metrics(NamedTuple):
+  """What one update saw; means over its critic updates where it has several.
+
+  critic_loss, actor_loss: scalars.
+  q_mean, q_min, q_max: `[G]` over batch and critics, at the logged actions.
+  q_std: `[G]` disagreement of the critics at the actor's actions.
+  exceedance: scalar, mean e of the actor at the logged states.
+  outside_share: scalar, share of those states where the actor leaves the box.
+  target_exceedance: scalar, mean e of the target actor at the next states.
+  bootstrap_weight: scalar, mean phi there.
+  negative_target_share: scalar, share of targets below 0 among those that
+    bootstrap; there phi rewards leaving the box.
+  critic_gradient_norm, actor_gradient_norm: scalars, before clipping.
+  """
+
+  critic_loss: jax.Array
+  actor_loss: jax.Array
+  q_mean: jax.Array
+  q_min: jax.Array
+  q_max: jax.Array
+  q_std: jax.Array
+  exceedance: jax.Array
+  outside_share: jax.Array
+  target_exceedance: jax.Array
+  bootstrap_weight: jax.Array
+  negative_target_share: jax.Array
+  critic_gradient_norm: jax.Array
+  actor_gradient_norm: jax.Array
+
+
+class Learner(NamedTuple):
+  """An algorithm as three pure functions.
+
+  init: `(rng_key, example, coefficients, normalization) -> state`, `example`
+    one `Transition` without a batch axis.
+  update: `(state, batch) -> (state, metrics)`, `batch` a `Transition` with a
+    leading axis `B`.
+  act: `(state, observation [S]) -> action [A]`.
+  """
+
+  init: Callable[..., Any]
+  update: Callable[[Any, Transition], tuple[Any, Any]]
+  act: Callable[[Any, chex.Array], jax.Array]
+
+
+def normalization_from(
+  dataset: TransitionDataset, floor: float = 1e-6
+) -> Normalization:
+  """Mean and standard deviation of a dataset's observations.
+
+  Args:
+    dataset: rows on the device.
+    floor: smallest deviation that counts; a feature below it is constant and
+      is only centred.
+  """
+  mean = jnp.mean(dataset.observation, axis=0)
+  stddev = jnp.std(dataset.observation, axis=0)
+  return Normalization(mean, jnp.where(stddev > floor, stddev, 1))
+
+
+_BOUNDS = {
+  "discount": (0.0, 1.0),
+  "sharpness": (0.0, np.inf),
+  "penalty_scale": (0.0, np.inf),
+  "uncertainty_scale": (0.0, np.inf),
+  "target_step_size": (0.0, 1.0),
+  "actor_learning_rate": (0.0, np.inf),
+  "critic_learning_rate": (0.0, np.inf),
+  "max_gradient_norm": (0.0, np.inf),
+}
+
+
+def _check_coefficients(coefficients: Coefficients) -> None:
+  for name, (low, high) in _BOUNDS.items():
+    value = getattr(coefficients, name)
+    if isinstance(value, jax.core.Tracer):
+      continue
+    inside = (np.asarray(value) >= low) & (np.asarray(value) <= high)
+    if not np.all(inside):
+      raise ValueError(
+        f"{name}: expected a value in [{low}, {high}], found {value}."
+      )
+
+
+def integrated_rl(
+  actor: Actor, critic: Critic, *, critic_updates: int = 1
+) -> Learner:
+  """Builds the learner of [1] from its networks.
+
+  One update, critics first:
+
+    `y_gm = r_g + gamma phi(mu'(s')) Q'_gm(s', mu'(s'))`, box of the next row;
+    critics: Adam on the mean of `(Q_gm(s, a) - y_gm)^2`; soft update of Q';
+    actor: Adam on `-sum w Qbar(s, mu(s)) + eta d + lambda sum w std`, box of
+    the row; soft update of mu'.
+
+  Args:
+    actor: the policy's network.
+    critic: the critics' network.
+    critic_updates: number of critic updates before the one actor update, static
+      (the delayed policy update). A batch is split into that many parts, and
+      the actor's part is the last one.
+
+  Returns:
+    The learner.
+
+  Raises:
+    ValueError: at `init`, a coefficient out of range or of a wrong shape; at
+      `update`, a batch that `critic_updates` does not divide.
+  """
+  if critic_updates < 1:
+    raise ValueError(
+      f"critic_updates: expected 1 or more, found {critic_updates}."
+    )
+  adam = optax.scale_by_adam()
+
+  def init(
+    rng_key: chex.PRNGKey,
+    example: Transition,
+    coefficients: Coefficients | None = None,
+    normalization: Normalization | None = None,
+  ) -> State:
+    coefficients = Coefficients() if coefficients is None else coefficients
+    _check_coefficients(coefficients)
+    observation = jnp.asarray(example.observation_tm1)
+    dtype = observation.dtype
+    (num_groups,) = example.r_t.shape
+    # Copies: a state is donated, and the caller may use these again.
+    coefficients = jax.tree.map(
+      lambda value: jnp.array(value, dtype), coefficients
+    )
+    coefficients = coefficients._replace(
+      group_weights=jnp.broadcast_to(coefficients.group_weights, num_groups),
+      reward_shift=jnp.broadcast_to(coefficients.reward_shift, num_groups),
+    )
+    if normalization is None:
+      normalization = Normalization(
+        jnp.zeros_like(observation), jnp.ones_like(observation)
+      )
+    normalization = jax.tree.map(
+      lambda value: jnp.array(value, dtype), normalization
+    )
+    actor_key, critic_key = jax.random.split(rng_key)
+    actor_params = actor.init(actor_key, observation)
+    critic_params = critic.init(
+      critic_key, observation, example.action_tm1, example.box_tm1
+    )
+    return State(
+      actor_params=actor_params,
+      critic_params=critic_params,
+      # Copies: a donated state must not hold one buffer twice.
+      target_actor_params=jax.tree.map(jnp.copy, actor_params),
+      target_critic_params=jax.tree.map(jnp.copy, critic_params),
+      actor_optimizer=adam.init(actor_params),
+      critic_optimizer=adam.init(critic_params),
+      coefficients=coefficients,
+      normalization=normalization,
+    )
+
+  def descend(gradient, params, optimizer, learning_rate, max_norm):
+    norm = optax.tree.norm(gradient)
+    clip = jnp.where(norm > max_norm, max_norm / norm, 1)
+    gradient = jax.tree.map(lambda leaf: leaf * clip, gradient)
+    # Adam mixes its int32 count with floats, which a caller may have forbidden.
+    with jax.numpy_dtype_promotion("standard"):
+      direction, optimizer = adam.update(gradient, optimizer)
+    params = jax.tree.map(
+      lambda value, step: value - learning_rate * step, params, direction
+    )
+    return params, optimizer, norm
+
+  def update_critic(state: State, batch: Transition):
+    numbers = state.coefficients
+    action_t = actor.apply(state.target_actor_params, batch.observation_t)
+    exceedance_t = jax.vmap(exceedance)(action_t, batch.box_t)
+    weight_t = jax.vmap(bootstrap_weight, in_axes=(0, None))(
+      exceedance_t, numbers.sharpness
+    )
+    q_t = critic.apply(
+      state.target_critic_params, batch.observation_t, action_t, batch.box_t
+    )
+    targets = jax.vmap(td_targets)(
+      batch.r_t + numbers.reward_shift[None, :],
+      numbers.discount * batch.discount_t,
+      weight_t,
+      q_t,
+    )
+
+    def loss_fn(params):
+      q_tm1 = critic.apply(
+        params, batch.observation_tm1, batch.action_tm1, batch.box_tm1
+      )
+      return jnp.mean(jax.vmap(critic_loss)(q_tm1, targets)), q_tm1
+
+    (loss, q_tm1), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.critic_params
+    )
+    params, optimizer, norm = descend(
+      gradient,
+      state.critic_params,
+      state.critic_optimizer,
+      numbers.critic_learning_rate,
+      numbers.max_gradient_norm,
+    )
+    target_params = optax.incremental_update(
+      params, state.target_critic_params, numbers.target_step_size
+    )
+    state = state._replace(
+      critic_params=params,
+      critic_optimizer=optimizer,
+      target_critic_params=target_params,
+    )
+    continues = batch.discount_t > 0
+    bootstraps = jnp.maximum(jnp.sum(continues), 1).astype(loss.dtype)
+
+    def continuing_mean(values):
+      return jnp.sum(jnp.where(continues, values, 0)) / bootstraps
+
+    negative = jnp.mean(targets < 0, axis=(1, 2), dtype=loss.dtype)
+    metrics = {
+      "critic_loss": loss,
+      "q_mean": jnp.mean(q_tm1, axis=(0, 2)),
+      "q_min": jnp.min(q_tm1, axis=(0, 2)),
+      "q_max": jnp.max(q_tm1, axis=(0, 2)),
+      "target_exceedance": continuing_mean(exceedance_t),
+      "bootstrap_weight": continuing_mean(weight_t),
+      "negative_target_share": continuing_mean(negative),
+      "critic_gradient_norm": norm,
+    }
+    return state, metrics
+
+  def update_actor(state: State, batch: Transition):
+    numbers = state.coefficients
+
+    def loss_fn(params):
+      action = actor.apply(params, batch.observation_tm1)
+      exceedance_tm1 = jax.vmap(exceedance)(action, batch.box_tm1)
+      penalty = jax.vmap(relaxation_penalty, in_axes=(0, None))(
+        exceedance_tm1, numbers.sharpness
+      )
+      q = critic.apply(
+        state.critic_params, batch.observation_tm1, action, batch.box_tm1
+      )
+      loss = jax.vmap(actor_loss, in_axes=(0, None, 0, None, None))(
+        q,
+        numbers.group_weights,
+        penalty,
+        numbers.penalty_scale,
+        numbers.uncertainty_scale,
+      )
+      return jnp.mean(loss), (q, exceedance_tm1)
+
+    (loss, (q, exceedance_tm1)), gradient = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.actor_params)
+    params, optimizer, norm = descend(
+      gradient,
+      state.actor_params,
+      state.actor_optimizer,
+      numbers.actor_learning_rate,
+      numbers.max_gradient_norm,
+    )
+    target_params = optax.incremental_update(
+      params, state.target_actor_params, numbers.target_step_size
+    )
+    state = state._replace(
+      actor_params=params,
+      actor_optimizer=optimizer,
+      target_actor_params=target_params,
+    )
+    metrics = {
+      "actor_loss": loss,
+      "q_std": jnp.mean(jax.vmap(ensemble_mean_std)(q)[1], axis=0),
+      "exceedance": jnp.mean(exceedance_tm1),
+      "outside_share": jnp.mean(exceedance_tm1 > 0, dtype=loss.dtype),
+      "actor_gradient_norm": norm,
+    }
+    return state, metrics
+
+  def update(state: State, batch: Transition) -> tuple[State, Metrics]:
+    batch_size = batch.discount_t.shape[0]
+    if batch_size % critic_updates:
+      raise ValueError(
+        f"batch: expected a size that critic_updates = {critic_updates}"
+        f" divides, found {batch_size}."
+      )
+    normalization = state.normalization
+
+    def normalize(observation):
+      centred = observation - normalization.mean[None, :]
+      return centred / normalization.scale[None, :]
+
+    batch = batch._replace(
+      observation_tm1=normalize(batch.observation_tm1),
+      observation_t=normalize(batch.observation_t),
+    )
+    parts = jax.tree.map(
+      lambda leaf: leaf.reshape(critic_updates, -1, *leaf.shape[1:]), batch
+    )
+    state, critic_metrics = jax.lax.scan(update_critic, state, parts)
+    last = jax.tree.map(lambda leaf: leaf[-1], parts)
+    state, actor_metrics = update_actor(state, last)
+    critic_metrics = jax.tree.map(
+      lambda leaf: jnp.mean(leaf, axis=0), critic_metrics
+    )
+    return state, Metrics(**critic_metrics, **actor_metrics)
+
+  def act(state: State, observation: chex.Array) -> jax.Array:
+    normalization = state.normalization
+    observation = (observation - normalization.mean) / normalization.scale
+    return actor.apply(state.actor_params, observation[None, :])[0]
+
+  return Learner(init=init, update=update, act=act)

@@ -1,0 +1,1 @@
+"""Training: the scan loop, checkpoints and metrics."""

@@ -1,0 +1,131 @@
+"""Configuration of a run: what is static, by name, and presets by size."""
+
+import dataclasses
+from typing import Any
+
+from mtf_jax import networks
+from mtf_jax.datasets.sessions import TransitionDataset
+from mtf_jax.learners.integrated_rl import (
+  Coefficients,
+  Learner,
+  integrated_rl,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """What a checkpoint must agree with to be resumed, except `num_updates`.
+
+  actor: "mlp" or "ple" (an even number of action components).
+  critic: "mlp" (free-form, of the paper), "box" or "box_quadratic" (ours).
+  ensemble_size: critics of a reward group.
+  hidden_sizes: widths of the hidden layers of critics and of the MLP actor.
+  batch_size: transitions drawn for each update.
+  critic_updates: critic updates before an actor update; divides `batch_size`.
+  num_updates: updates in all.
+  chunk_size: updates of one dispatch; divides `num_updates`.
+  checkpoint_every: updates between checkpoints, a multiple of `chunk_size`.
+  seed: of the networks' start and of the batches.
+  coefficients: field of `Coefficients` -> number, or tuple with one per group.
+  """
+
+  actor: str = "mlp"
+  critic: str = "mlp"
+  ensemble_size: int = 8
+  hidden_sizes: tuple[int, ...] = (256, 256)
+  batch_size: int = 256
+  critic_updates: int = 1
+  num_updates: int = 10_000
+  chunk_size: int = 100
+  checkpoint_every: int = 1_000
+  seed: int = 0
+  coefficients: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    """Refuses what would only fail after minutes, or not at all."""
+    for name, known in (("actor", _ACTORS), ("critic", _CRITICS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"{name}: expected one of {', '.join(known)}, found"
+          f" {getattr(self, name)!r}."
+        )
+    for whole, part in (
+      ("batch_size", "critic_updates"),
+      ("num_updates", "chunk_size"),
+      ("checkpoint_every", "chunk_size"),
+    ):
+      if getattr(self, part) < 1 or getattr(self, whole) < 1:
+        raise ValueError(f"{whole}, {part}: expected 1 or more.")
+      if getattr(self, whole) % getattr(self, part):
+        raise ValueError(
+          f"{whole}: expected a multiple of {part} = {getattr(self, part)},"
+          f" found {getattr(self, whole)}."
+        )
+    unknown = sorted(set(self.coefficients) - set(Coefficients._fields))
+    if unknown:
+      raise ValueError(
+        f"coefficients: expected fields of Coefficients, found {unknown}."
+      )
+
+  def to_json(self) -> dict[str, Any]:
+    """As JSON has it: lists for tuples."""
+    values = dataclasses.asdict(self)
+    values["hidden_sizes"] = list(self.hidden_sizes)
+    values["coefficients"] = {
+      name: list(value) if isinstance(value, tuple) else value
+      for name, value in sorted(self.coefficients.items())
+    }
+    return values
+
+
+_ACTORS = ("mlp", "ple")
+_CRITICS = ("mlp", "box", "box_quadratic")
+
+PRESETS = {
+  # Seconds: that everything runs.
+  "smoke": TrainConfig(
+    ensemble_size=2,
+    hidden_sizes=(32, 32),
+    batch_size=64,
+    num_updates=200,
+    chunk_size=20,
+    checkpoint_every=40,
+  ),
+  # Minutes on 2 CPU cores.
+  "cpu": TrainConfig(
+    ensemble_size=4,
+    hidden_sizes=(128, 128),
+    num_updates=20_000,
+    chunk_size=200,
+    checkpoint_every=2_000,
+  ),
+  # The paper's sizes, for an accelerator; 24 million rows take 10 GB there.
+  "paper": TrainConfig(
+    ensemble_size=24,
+    num_updates=300_000,
+    chunk_size=1_000,
+    checkpoint_every=10_000,
+  ),
+}
+
+
+def make_learner(config: TrainConfig, dataset: TransitionDataset) -> Learner:
+  """The learner that a configuration describes, sized for a dataset."""
+  action_size = dataset.action.shape[1]
+  if config.actor == "ple":
+    if action_size % 2:
+      raise ValueError(
+        "actor: expected an even number of action components for 'ple', found"
+        f" {action_size}."
+      )
+    actor = networks.ple_actor(action_size // 2)
+  else:
+    actor = networks.mlp_actor(action_size, config.hidden_sizes)
+  sizes = (dataset.reward.shape[1], config.ensemble_size, config.hidden_sizes)
+  if config.critic == "mlp":
+    critic = networks.mlp_critic(*sizes)
+  else:
+    critic = networks.box_critic(
+      *sizes, quadratic=config.critic == "box_quadratic"
+    )
+  return integrated_rl(actor, critic, critic_updates=config.critic_updates)

@@ -1,0 +1,260 @@
+"""The training loop: scans of updates on the device, the host between them.
+
+Letters: `R` runs trained at once, `U` updates of a chunk.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from mtf_jax.datasets.sessions import TransitionDataset, sample_transitions
+from mtf_jax.learners.integrated_rl import Learner
+
+
+class TrainState(NamedTuple):
+  """A training run; a pytree of arrays, with a leading axis `R` for many.
+
+  learner: the learner's own state.
+  rng_key: key from which the batches are drawn.
+  step: int32 scalar, updates done.
+  healthy: bool scalar; False freezes the run at its last good state.
+  """
+
+  learner: Any
+  rng_key: chex.PRNGKey
+  step: jax.Array
+  healthy: jax.Array
+
+
+class NonFiniteError(FloatingPointError):
+  """Training met a loss or a gradient that is not finite.
+
+  state: the training state before the update that failed, marked healthy.
+  step: number of updates done before it.
+  metric: name of the first metric that is not finite.
+  """
+
+  def __init__(self, state: TrainState, step: int, metric: str):
+    """Keeps the last good state for the caller to save."""
+    super().__init__(
+      f"{metric}: expected a finite value, found one that is not in the update"
+      f" after step {step}."
+    )
+    self.state = state
+    self.step = step
+    self.metric = metric
+
+
+def start(rng_key: chex.PRNGKey, learner_state: Any) -> TrainState:
+  """A training state at step 0; vmap it for many runs."""
+  return TrainState(
+    learner=learner_state,
+    rng_key=rng_key,
+    step=jnp.zeros((), jnp.int32),
+    healthy=jnp.ones((), jnp.bool_),
+  )
+
+
+def _chunk(
+  learner: Learner,
+  state: TrainState,
+  dataset: TransitionDataset,
+  batch_size: int,
+  num_updates: int,
+) -> tuple[TrainState, Any]:
+  def body(state, _):
+    rng_key, batch_key = jax.random.split(state.rng_key)
+    batch = sample_transitions(batch_key, dataset, batch_size)
+    learner_state, metrics = learner.update(state.learner, batch)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(metrics)]
+    healthy = state.healthy & jnp.all(jnp.stack(finite))
+    # A select in the pass that writes the parameters anyway: the run stops at
+    # the last good state although the scan goes on.
+    learner_state = jax.tree.map(
+      lambda new, old: jnp.where(healthy, new, old),
+      learner_state,
+      state.learner,
+    )
+    state = TrainState(
+      learner=learner_state,
+      rng_key=jnp.where(healthy, rng_key, state.rng_key),
+      step=state.step + healthy.astype(jnp.int32),
+      healthy=healthy,
+    )
+    return state, metrics
+
+  return jax.lax.scan(body, state, length=num_updates)
+
+
+_STATIC = ("learner", "batch_size", "num_updates")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
+def update_chunk(
+  learner: Learner,
+  state: TrainState,
+  dataset: TransitionDataset,
+  *,
+  batch_size: int,
+  num_updates: int,
+) -> tuple[TrainState, Any]:
+  """One dispatch: `num_updates` updates of one run.
+
+  Args:
+    learner: the algorithm, static.
+    state: the run; donated.
+    dataset: rows on the device, an argument like any other.
+    batch_size: transitions drawn for each update, static.
+    num_updates: `U`, static.
+
+  Returns:
+    The state after the updates, and the metrics with a leading axis `U`.
+  """
+  return _chunk(learner, state, dataset, batch_size, num_updates)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
+def update_chunk_many(
+  learner: Learner,
+  state: TrainState,
+  dataset: TransitionDataset,
+  *,
+  batch_size: int,
+  num_updates: int,
+) -> tuple[TrainState, Any]:
+  """`update_chunk` of `R` runs on one dataset; metrics are `[R, U, ...]`."""
+  return jax.vmap(
+    lambda one: _chunk(learner, one, dataset, batch_size, num_updates)
+  )(state)
+
+
+def first_non_finite(metrics: Any) -> str:
+  """Name of the metric that stopped being finite first, from `[U, ...]`."""
+  rows = {
+    name: ~np.isfinite(value).reshape(value.shape[0], -1).all(axis=1)
+    for name, value in metrics._asdict().items()
+  }
+  return min(
+    (name for name, row in rows.items() if row.any()),
+    key=lambda name: int(np.argmax(rows[name])),
+  )
+
+
+def _chunks(done: int, num_updates: int, chunk_size: int) -> Iterator[int]:
+  """Sizes of the chunks left; they end at multiples of `chunk_size`.
+
+  So a run that goes on from the middle of a chunk falls back into step.
+  """
+  if done > num_updates:
+    raise ValueError(
+      f"num_updates: expected at least the {done} updates already done, found"
+      f" {num_updates}."
+    )
+  while done < num_updates:
+    size = min(chunk_size - done % chunk_size, num_updates - done)
+    yield size
+    done += size
+
+
+def train(
+  learner: Learner,
+  state: TrainState,
+  dataset: TransitionDataset,
+  num_updates: int,
+  *,
+  batch_size: int,
+  chunk_size: int = 100,
+  on_chunk: Callable[[TrainState, Any], None] | None = None,
+) -> TrainState:
+  """Trains one run until it has done `num_updates` updates in all.
+
+  A state restored from a checkpoint goes on where it was: in chunks of the same
+  size it ends, on a CPU, in the same bits as a run without the interruption.
+
+  Args:
+    learner: the algorithm.
+    state: the run, new or restored; donated.
+    dataset: rows on the device.
+    num_updates: total number of updates, those already done included.
+    batch_size: transitions drawn for each update.
+    chunk_size: updates between two looks of the host.
+    on_chunk: called with the state and the chunk's metrics, NumPy arrays with a
+      leading axis; the state is donated when it returns, so it must save what
+      it wants to keep.
+
+  Returns:
+    The trained state.
+
+  Raises:
+    NonFiniteError: a loss or a gradient is not finite; it carries the last good
+      state.
+    ValueError: the state has done more than `num_updates` updates.
+  """
+  for size in _chunks(int(state.step), num_updates, chunk_size):
+    state, metrics = update_chunk(
+      learner, state, dataset, batch_size=batch_size, num_updates=size
+    )
+    metrics = jax.device_get(metrics)
+    if not state.healthy:
+      good = state._replace(healthy=jnp.ones((), jnp.bool_))
+      raise NonFiniteError(good, int(state.step), first_non_finite(metrics))
+    if on_chunk is not None:
+      on_chunk(state, metrics)
+  return state
+
+
+def train_many(
+  learner: Learner,
+  state: TrainState,
+  dataset: TransitionDataset,
+  num_updates: int,
+  *,
+  batch_size: int,
+  chunk_size: int = 100,
+  on_chunk: Callable[[TrainState, Any], None] | None = None,
+) -> TrainState:
+  """Trains `R` runs at once: seeds, coefficients, or both.
+
+  `state` has a leading axis `R` on every leaf, coefficients and keys among
+  them. A run that meets a value that is not finite stays at its last good
+  state, is named in the log, and has `healthy` False in the result; the others
+  go on. Arguments are otherwise those of `train`.
+
+  Returns:
+    The trained states, leading axis `R`.
+
+  Raises:
+    FloatingPointError: no run is left.
+    ValueError: the states have done more than `num_updates` updates.
+  """
+  failed = ~np.asarray(state.healthy)
+  # A run that stopped early is behind the others and stays there.
+  done = int(np.max(state.step))
+  for size in _chunks(done, num_updates, chunk_size):
+    state, metrics = update_chunk_many(
+      learner, state, dataset, batch_size=batch_size, num_updates=size
+    )
+    metrics = jax.device_get(metrics)
+    now_failed = ~np.asarray(state.healthy)
+    for run in np.flatnonzero(now_failed & ~failed):
+      name = first_non_finite(type(metrics)(*(leaf[run] for leaf in metrics)))
+      logging.warning(
+        "run %d: %s is not finite in the update after step %d; it stops there.",
+        run,
+        name,
+        state.step[run],
+      )
+    failed = now_failed
+    if failed.all():
+      raise FloatingPointError(
+        f"state: expected a finite run, found none left of {failed.size}."
+      )
+    if on_chunk is not None:
+      on_chunk(state, metrics)
+  return state

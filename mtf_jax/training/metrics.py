@@ -1,0 +1,139 @@
+"""What the host says about a run: a metrics file, a progress line, warnings."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any, TextIO
+
+import numpy as np
+from absl import logging
+
+
+def summarize(metrics: Any) -> dict[str, Any]:
+  """One row from a chunk's metrics.
+
+  Args:
+    metrics: NamedTuple of arrays with a leading axis over updates.
+
+  Returns:
+    Name -> number, or list for one number per reward group: the mean over the
+    updates, except the smallest of a `*_min` and the largest of a `*_max`.
+  """
+  row = {}
+  for name, value in metrics._asdict().items():
+    reduce = np.mean
+    if name.endswith("_min"):
+      reduce = np.min
+    elif name.endswith("_max"):
+      reduce = np.max
+    row[name] = np.asarray(reduce(value, axis=0), np.float64).tolist()
+  return row
+
+
+class MetricsWriter:
+  """Appends rows to a JSONL file; a resumed run leaves no row twice.
+
+  Args:
+    path: file to append to.
+    step: step from which the run goes on. Rows of later steps, which an
+      interrupted run wrote after its last checkpoint, and a torn last line are
+      dropped.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], step: int):
+    """Drops what is later than `step`, by an atomic rewrite."""
+    self._path = pathlib.Path(path)
+    if not self._path.exists():
+      return
+    kept = []
+    for line in self._path.read_text(encoding="utf-8").splitlines():
+      try:
+        row = json.loads(line)
+      except json.JSONDecodeError:
+        break
+      if row["step"] <= step:
+        kept.append(line + "\n")
+    temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(self._path)
+
+  def write(self, row: dict[str, Any]) -> None:
+    """Appends one row, which must have a `step`."""
+    line = json.dumps(row, allow_nan=False)
+    with self._path.open("a", encoding="utf-8") as file:
+      file.write(line + "\n")
+
+
+class Progress:
+  """A line with updates a second and the time left.
+
+  On a terminal it overwrites itself; elsewhere nothing is printed, because the
+  metrics file holds the same.
+
+  Args:
+    step: updates done at the start.
+    num_updates: updates in all.
+    stream: where the line goes.
+  """
+
+  def __init__(self, step: int, num_updates: int, stream: TextIO = sys.stderr):
+    """Starts the clock at the first chunk, whose time is the compiler's."""
+    self._num_updates = num_updates
+    self._stream = stream
+    self._step = step
+    self._start: tuple[int, float] | None = None
+
+  def update(self, step: int) -> float | None:
+    """Shows that `step` updates are done.
+
+    Returns:
+      Updates a second since the first chunk, None at the first chunk.
+    """
+    now = time.monotonic()
+    rate = None
+    if self._start is None:
+      self._start = (step, now)
+    else:
+      first_step, first_time = self._start
+      rate = (step - first_step) / max(now - first_time, 1e-9)
+    if self._stream.isatty():
+      left = "" if rate is None else f", {self._clock(step, rate)} left"
+      speed = "compiled" if rate is None else f"{rate:.1f} updates/s"
+      share = step / self._num_updates
+      end = "\n" if step >= self._num_updates else ""
+      self._stream.write(
+        f"\r{step}/{self._num_updates} ({share:.0%}), {speed}{left}    {end}"
+      )
+      self._stream.flush()
+    return rate
+
+  def _clock(self, step: int, rate: float) -> str:
+    minutes, seconds = divmod(round((self._num_updates - step) / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class NegativeTargetWarning:
+  """Warns once that phi has turned against its purpose.
+
+  `phi` shrinks a target towards 0. Where a target is negative that raises it,
+  and the critics learn that leaving the box is good.
+  """
+
+  def __init__(self):
+    """Not yet warned."""
+    self._warned = False
+
+  def check(self, row: dict[str, Any]) -> None:
+    """Looks at `negative_target_share` of a row from `summarize`."""
+    share = row["negative_target_share"]
+    if share > 0 and not self._warned:
+      self._warned = True
+      logging.warning(
+        "%.2g of the bootstrapped targets are negative: there the bootstrap"
+        " weight rewards leaving the box. Shift the rewards (coefficient"
+        " reward_shift) so that returns are not negative.",
+        share,
+      )

@@ -1,0 +1,228 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.datasets import sessions
+from mtf_jax.exploration import ActionBox
+from tests.session_logs import log_of, random_log
+
+
+def _with(log, field, index, value):
+  array = np.array(getattr(log, field))
+  array[index] = value
+  return log._replace(**{field: array})
+
+
+def test_round_trip(tmp_path):
+  log = random_log()
+  path = tmp_path / "log.npz"
+  sessions.save_sessions(path, log, {"world": "abc"})
+  loaded, metadata = sessions.load_sessions(path)
+  assert metadata == {"world": "abc"}
+  jax.tree.map(np.testing.assert_array_equal, loaded, log)
+  assert sessions.fingerprint(loaded) == sessions.fingerprint(log)
+  assert [p.name for p in tmp_path.iterdir()] == ["log.npz"]
+
+
+def test_fingerprint_sees_every_field():
+  log = random_log()
+  prints = {sessions.fingerprint(log)}
+  for field in ("observation", "action", "log_prob", "reward", "feedback"):
+    prints.add(sessions.fingerprint(_with(log, field, 1, 0.125)))
+  for field in ("terminal", "bootstrap_only"):
+    flipped = ~getattr(log, field)[1]
+    prints.add(sessions.fingerprint(_with(log, field, 1, flipped)))
+  for field in ("session_id", "step"):
+    prints.add(sessions.fingerprint(_with(log, field, 1, 77)))
+  wider = log._replace(box=ActionBox(log.box.lower, log.box.upper + 1))
+  prints.add(sessions.fingerprint(wider))
+  assert len(prints) == 11
+
+
+@pytest.mark.parametrize(
+  ("field", "rows", "value", "message"),
+  [
+    ("observation", [3, 5], np.nan, "observation not finite: 2 of 240"),
+    (
+      "log_prob",
+      [0],
+      -np.inf,
+      "log_prob not finite: 1 of 240 rows, first row 0",
+    ),
+    (
+      "action",
+      [4, 8, 9],
+      5.0,
+      "outside its own box: 3 of 240 rows, first row 4",
+    ),
+    ("step", [6], 9, "step not counting from 0 by 1: 1 of 240"),
+    ("terminal", [1], True, "terminal before the session's last row: 1 of 240"),
+    ("bootstrap_only", [2], True, "bootstrap_only not after .*: 1 of 240"),
+  ],
+)
+def test_bad_rows_are_refused_with_counts(field, rows, value, message):
+  with pytest.raises(ValueError, match=message):
+    sessions.validate(_with(random_log(), field, rows, value))
+
+
+def test_all_kinds_of_bad_rows_are_named():
+  log = _with(_with(random_log(), "reward", 7, np.inf), "step", 6, 9)
+  log.box.lower[11] = 3.0
+  with pytest.raises(ValueError) as error:
+    sessions.validate(log)
+  for what in ("reward not finite", "step not", "box.lower above", "outside"):
+    assert what in str(error.value)
+
+
+def test_sessions_out_of_order_are_refused():
+  log = random_log()
+  session_id = np.array(log.session_id)
+  session_id[8:12] = 0
+  with pytest.raises(ValueError, match=r"earlier, closed session: 1 of 240"):
+    sessions.validate(log._replace(session_id=session_id))
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("reward", np.zeros((240, 2)), "reward: expected float32, found float64"),
+    ("action", np.zeros(240, np.float32), r"action: expected shape \[N, A\]"),
+    (
+      "step",
+      np.zeros(239, np.int32),
+      r"step: expected shape \[N\] with N = 240",
+    ),
+    ("feedback", np.zeros((240, 0), np.float32), "feedback: expected no empty"),
+  ],
+)
+def test_wrong_shapes_are_refused(field, value, message):
+  with pytest.raises(ValueError, match=message):
+    sessions.validate(random_log()._replace(**{field: value}))
+
+
+def test_truncation_and_exit():
+  """Row 1 exits, row 2 bootstraps from row 3, row 4 has no known successor."""
+  log = log_of(
+    np.arange(5.0)[:, None], np.zeros((5, 1)), np.ones((5, 1))
+  )._replace(
+    session_id=np.array([0, 0, 1, 1, 2], np.int32),
+    step=np.array([0, 1, 0, 1, 0], np.int32),
+    terminal=np.array([False, True, False, False, False]),
+    bootstrap_only=np.array([False, False, False, True, False]),
+  )
+  sessions.validate(log)
+  dataset = sessions.device_dataset(log)
+  assert int(dataset.num_transitions) == 3
+  batch = sessions.sample_transitions(jax.random.key(0), dataset, 200)
+  start = np.asarray(batch.observation_tm1[:, 0])
+  assert set(start) == {0.0, 1.0, 2.0}
+  np.testing.assert_array_equal(batch.discount_t, start != 1)
+  continuing = start != 1
+  np.testing.assert_array_equal(
+    np.asarray(batch.observation_t[:, 0])[continuing], start[continuing] + 1
+  )
+
+
+def test_next_box_is_the_next_row():
+  log = random_log()
+  dataset = sessions.device_dataset(log)
+  batch = sessions.sample_transitions(jax.random.key(1), dataset, 50)
+  for index in range(50):
+    row = int(
+      np.flatnonzero(
+        (log.observation == np.asarray(batch.observation_tm1[index])).all(1)
+      )[0]
+    )
+    np.testing.assert_array_equal(
+      batch.box_tm1.lower[index], log.box.lower[row]
+    )
+    if batch.discount_t[index]:
+      np.testing.assert_array_equal(
+        batch.box_t.upper[index], log.box.upper[row + 1]
+      )
+      np.testing.assert_array_equal(
+        batch.observation_t[index], log.observation[row + 1]
+      )
+
+
+def test_every_transition_is_drawn_alike():
+  dataset = sessions.device_dataset(random_log(num_rows=40))
+  batch = sessions.sample_transitions(jax.random.key(2), dataset, 40_000)
+  _, counts = np.unique(batch.observation_tm1[:, 0], return_counts=True)
+  assert counts.size == 40
+  # 1,000 expected, standard deviation 31.
+  assert np.all(np.abs(counts - 1000) < 160)
+
+
+def test_a_log_without_transition_is_refused():
+  log = random_log(session_length=1)
+  log = log._replace(terminal=np.zeros(240, bool))
+  with pytest.raises(ValueError, match="at least one transition"):
+    sessions.device_dataset(log)
+
+
+def test_damaged_files_are_refused(tmp_path):
+  path = tmp_path / "log.npz"
+  sessions.save_sessions(path, random_log())
+  whole = path.read_bytes()
+  for kept in (0, 10, len(whole) // 2, len(whole) - 30):
+    path.write_bytes(whole[:kept])
+    with pytest.raises(ValueError, match=r"log\.npz: expected an .npz file"):
+      sessions.load_sessions(path)
+  with pytest.raises(FileNotFoundError):
+    sessions.load_sessions(tmp_path / "none.npz")
+
+
+def test_other_files_are_refused(tmp_path):
+  path = tmp_path / "log.npz"
+  sessions.save_sessions(path, random_log())
+  with np.load(path) as archive:
+    fields = dict(archive)
+  np.savez(
+    path,
+    **{**fields, "header": json.dumps({"schema_version": 99, "metadata": {}})},
+  )
+  with pytest.raises(ValueError, match="expected schema version 1, found 99"):
+    sessions.load_sessions(path)
+  fields["rewards"] = fields.pop("reward")
+  np.savez(path, **fields)
+  with pytest.raises(
+    ValueError, match=r"\['reward'\] missing and \['rewards'\]"
+  ):
+    sessions.load_sessions(path)
+  np.savez(path, x=np.zeros(3))
+  with pytest.raises(ValueError, match="expected a header"):
+    sessions.load_sessions(path)
+
+
+def test_nothing_is_written_for_a_bad_log(tmp_path):
+  log = _with(random_log(), "reward", 7, np.nan)
+  with pytest.raises(ValueError, match="reward not finite"):
+    sessions.save_sessions(tmp_path / "log.npz", log)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "log.npz"
+  sessions.save_sessions(path, random_log(seed=0))
+  before = path.read_bytes()
+
+  def full(file, **arrays):
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(np, "savez", full)
+  with pytest.raises(OSError, match="No space left"):
+    sessions.save_sessions(path, random_log(seed=1))
+  assert path.read_bytes() == before
+  assert [p.name for p in tmp_path.iterdir()] == ["log.npz"]
+
+
+def test_jax_arrays_are_welcome(tmp_path):
+  log = jax.tree.map(jnp.asarray, random_log())
+  sessions.save_sessions(tmp_path / "log.npz", log)
+  loaded, _ = sessions.load_sessions(tmp_path / "log.npz")
+  np.testing.assert_array_equal(loaded.reward, log.reward)

@@ -1,0 +1,126 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtf_jax.datasets import sessions
+from tests.session_logs import random_log
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def command(dataset, output_dir, *flags):
+  return [
+    sys.executable,
+    "-m",
+    "experiments.train",
+    f"--dataset={dataset}",
+    f"--output_dir={output_dir}",
+    "--preset=smoke",
+    *flags,
+  ]
+
+
+def environment(dataset):
+  """All runs of a test compile once."""
+  return {
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(dataset.parent / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def run(dataset, *args):
+  return subprocess.run(
+    command(dataset, *args),
+    cwd=_ROOT,
+    env=environment(dataset),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+  path = tmp_path_factory.mktemp("data") / "log.npz"
+  sessions.save_sessions(path, random_log(), {"world": "w1"})
+  return path
+
+
+def test_killed_and_resumed_ends_in_the_same_bits(dataset, tmp_path):
+  long = "--num_updates=1200"
+  whole = run(dataset, tmp_path / "whole", long)
+  assert whole.returncode == 0, whole.stderr
+  result = json.loads(whole.stdout)
+  assert result["step"] == 1200
+
+  process = subprocess.Popen(
+    command(dataset, tmp_path / "killed", long),
+    cwd=_ROOT,
+    env=environment(dataset),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  metrics = tmp_path / "killed" / "metrics.jsonl"
+  deadline = time.monotonic() + 200
+  try:
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+      assert process.poll() is None, "it ended before it could be killed"
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+  finally:
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+  assert metrics.read_text().count("\n") < 60
+
+  resumed = run(dataset, tmp_path / "killed", long)
+  assert resumed.returncode == 0, resumed.stderr
+  assert "Going on from update" in resumed.stderr
+  assert json.loads(resumed.stdout) == result
+
+  def rows(name):
+    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+      {k: v for k, v in row.items() if k not in ("time", "updates_per_s")}
+      for row in rows
+    ]
+
+  assert rows("killed") == rows("whole")
+
+  other = run(dataset, tmp_path / "killed", long, "--critic=box")
+  assert other.returncode != 0
+  assert "critic: expected 'mlp' as in the checkpoint" in other.stderr
+  for path in (tmp_path / "killed" / "checkpoints").rglob("_METADATA"):
+    path.unlink()
+  damaged = run(dataset, tmp_path / "killed", long)
+  assert damaged.returncode != 0
+  assert "expected a whole checkpoint, found none" in damaged.stderr
+
+
+def test_flags_reach_the_run(dataset, tmp_path):
+  done = run(
+    dataset,
+    tmp_path / "run",
+    "--num_updates=20",
+    "--critic=box_quadratic",
+    "--actor=ple",
+    "--critic_updates=2",
+    "--coefficient=penalty_scale=0.5",
+    "--coefficient=group_weights=1,2",
+  )
+  assert done.returncode == 0, done.stderr
+  record = next((tmp_path / "run").rglob("record/*")).read_text()
+  config = json.loads(record)["config"]
+  assert config["coefficients"] == {
+    "group_weights": [1.0, 2.0],
+    "penalty_scale": 0.5,
+  }
+  assert (config["actor"], config["critic_updates"]) == ("ple", 2)
+  assert json.loads(record)["world"] == "w1"

@@ -1,0 +1,61 @@
+"""Small logs of sessions for the tests."""
+
+import numpy as np
+
+from mtf_jax.datasets.sessions import SessionLog
+from mtf_jax.exploration import ActionBox
+
+
+def log_of(
+  observation,
+  action,
+  reward,
+  *,
+  session_length=1,
+  half_width=0.15,
+  centre=0.0,
+  terminal=None,
+  bootstrap_only=None,
+):
+  """A log from `[N, S]`, `[N, A]`, `[N, G]`; sessions of one length."""
+  observation, action, reward = (
+    np.asarray(value, np.float32) for value in (observation, action, reward)
+  )
+  num_rows = observation.shape[0]
+  row = np.arange(num_rows)
+  step = row % session_length
+  if terminal is None:
+    terminal = step == session_length - 1
+  if bootstrap_only is None:
+    bootstrap_only = np.zeros(num_rows, bool)
+  centre = np.broadcast_to(np.asarray(centre, np.float32), action.shape)
+  width = np.float32(half_width)
+  return SessionLog(
+    observation=observation,
+    action=action,
+    box=ActionBox(lower=centre - width, upper=centre + width),
+    log_prob=np.zeros(num_rows, np.float32),
+    reward=reward,
+    feedback=np.zeros((num_rows, 2), np.float32),
+    terminal=np.asarray(terminal),
+    bootstrap_only=np.asarray(bootstrap_only),
+    session_id=(row // session_length).astype(np.int32),
+    step=step.astype(np.int32),
+  )
+
+
+def random_log(
+  seed=0, num_rows=240, features=3, components=2, groups=2, session_length=4
+):
+  """Random rows, non-negative rewards, actions inside random boxes."""
+  rng = np.random.default_rng(seed)
+  shape = (num_rows, components)
+  centre = rng.uniform(-0.5, 0.5, shape).astype(np.float32)
+  deviation = rng.uniform(-0.14, 0.14, shape).astype(np.float32)
+  return log_of(
+    rng.normal(size=(num_rows, features)),
+    centre + deviation,
+    rng.uniform(0, 1, (num_rows, groups)),
+    session_length=session_length,
+    centre=centre,
+  )

@@ -1,0 +1,43 @@
+import dataclasses
+import json
+
+import pytest
+
+from mtf_jax.datasets import sessions
+from mtf_jax.training.config import PRESETS, TrainConfig, make_learner
+from tests.session_logs import random_log
+
+
+def test_presets_are_json_and_differ():
+  texts = {json.dumps(config.to_json()) for config in PRESETS.values()}
+  assert len(texts) == len(PRESETS) == 3
+
+
+def test_the_paper_preset_is_the_papers():
+  paper = PRESETS["paper"]
+  assert (paper.ensemble_size, paper.batch_size) == (24, 256)
+  assert (paper.num_updates, paper.critic) == (300_000, "mlp")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"critic": "linear"}, "critic: expected one of mlp, box"),
+    (
+      {"batch_size": 10, "critic_updates": 3},
+      "batch_size: expected a multiple",
+    ),
+    ({"num_updates": 150}, "num_updates: expected a multiple of chunk_size"),
+    ({"chunk_size": 0}, "expected 1 or more"),
+    ({"coefficients": {"gamma": 0.9}}, r"found \['gamma'\]"),
+  ],
+)
+def test_bad_configurations_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(TrainConfig(), **changes)
+
+
+def test_an_odd_action_has_no_task_groups():
+  dataset = sessions.device_dataset(random_log(components=3))
+  with pytest.raises(ValueError, match="even number of action components"):
+    make_learner(TrainConfig(actor="ple"), dataset)
