@@ -1,0 +1,69 @@
+"""Audits a world: Markdown, PNG figures and `audit.json`.
+
+  python -m experiments.audit_world --world=synthetic --preset=smoke \
+    --out_dir=audit
+  python -m experiments.audit_world --world=kuairand.world --preset=full \
+    --log_dir=../shared/data/kuairand_pure --out_dir=audit_kuairand
+
+Needs the `plots` extra; with `--log_dir` the `data` extra too.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from mtf_jax.worlds import audit, audit_report, files, synthetic
+
+_WORLD = flags.DEFINE_string(
+  "world", "synthetic", "A world file, or `synthetic`."
+)
+_SIZE = flags.DEFINE_enum(
+  "size", None, list(synthetic.SIZES), "Size of the synthetic world."
+)
+_WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Of the synthetic world.")
+_PRESET = flags.DEFINE_enum("preset", "smoke", list(audit.PRESETS), "Effort.")
+_LOG_DIR = flags.DEFINE_string(
+  "log_dir",
+  None,
+  "KuaiRand folder: a response model fitted to the days before `test_from` is"
+  " then compared with the impressions of the days from it on.",
+  allow_override=True,  # absl's logging has a flag of this name, unused here
+)
+_TEST_FROM = flags.DEFINE_integer("test_from", 20220505, "First held-out day.")
+_OUT_DIR = flags.DEFINE_string("out_dir", "audit", "Folder to write into.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Audits, writes, prints the summary."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  if _WORLD.value == "synthetic":
+    default = {"smoke": "small", "full": "base"}[_PRESET.value]
+    world = synthetic.synthetic_world(_SIZE.value or default, _WORLD_SEED.value)
+  else:
+    world = files.load_world(_WORLD.value)
+  reference = found = None
+  if _LOG_DIR.value is not None:
+    from mtf_jax.worlds import kuairand_world  # Needs the `data` extra.
+
+    reference, found = kuairand_world.held_out_comparison(
+      _LOG_DIR.value, test_from=_TEST_FROM.value, seed=0
+    )
+  result = audit.audit(
+    world, audit.PRESETS[_PRESET.value], reference=reference, found=found
+  )
+  out_dir = pathlib.Path(_OUT_DIR.value)
+  out_dir.mkdir(parents=True, exist_ok=True)
+  (out_dir / "audit.json").write_text(
+    json.dumps(result, indent=1), encoding="utf-8"
+  )
+  audit_report.draw(result, out_dir)
+  report = audit_report.markdown(result)
+  (out_dir / "audit.md").write_text(report, encoding="utf-8")
+  print(report)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,500 @@
+"""Reader of KuaiRand logs: real impressions of a short-video feed.
+
+The layout is KuaiRand's own [1], for its Pure, 1K and 27K releases: any number
+of `log_*.csv[.gz]` files and the feature files `user_features*.csv[.gz]` and
+`video_features*.csv[.gz]` (those with "statistic" in the name are not read:
+they average over the whole period, so they leak the later days).
+
+A log is read in one pass of bounded memory: batches are checked, narrowed and
+spilled into temporary partitions by user; each partition is then sorted, rid of
+exact duplicates and handed out. Because everything is checked before anything
+is handed out, a bad row leaves nothing half-loaded.
+
+References:
+  [1] Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with
+  Randomly Exposed Videos", CIKM 2022, https://kuairand.com.
+"""
+
+import contextlib
+import datetime
+import gzip
+import os
+import pathlib
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute as pc
+from pyarrow import csv as pa_csv
+from pyarrow import ipc
+
+# Columns that are used, with the type that they are narrowed to.
+_FLAGS = (
+  "is_click",
+  "long_view",
+  "is_like",
+  "is_comment",
+  "is_follow",
+  "is_forward",
+  "is_hate",
+  "is_rand",
+)
+_LOG_TYPES = {
+  "user_id": np.int64,
+  "video_id": np.int64,
+  "time_ms": np.int64,
+  "date": np.int32,
+  "play_time_ms": np.int32,
+  "duration_ms": np.int32,
+  "tab": np.int16,
+  **dict.fromkeys(_FLAGS, np.int8),
+}
+_KEY = ("user_id", "time_ms", "video_id")
+
+_USER_CATEGORIES = (
+  "user_active_degree",
+  "is_live_streamer",
+  "is_video_author",
+  "follow_user_num_range",
+  "fans_user_num_range",
+  "friend_user_num_range",
+  "register_days_range",
+  *(f"onehot_feat{n}" for n in range(18)),
+)
+_VIDEO_CATEGORIES = ("author_id", "video_type", "upload_type", "music_type")
+_MISSING = ("", "NULL", "null", "nan")
+
+
+class Catalogue(NamedTuple):
+  """Users and videos of a log folder, indexed densely in the order of ids.
+
+  user_ids: `[U]` int64, increasing.
+  video_ids: `[I]` int64, increasing.
+  user_categories: `[U, F]` int32 codes from 0 of the profile columns.
+  user_category_names: `F` names.
+  video_categories: `[I, G]` int32 codes of author, type, upload and music type.
+  video_category_names: `G` names.
+  video_tags: `[I, W]` float32, 1 where the video carries the tag.
+  video_tag: `[I]` int32, the video's first tag, a column of `video_tags`.
+  duration: `[I]` float32 seconds, `inf` if the video has none (pictures).
+  """
+
+  user_ids: np.ndarray
+  video_ids: np.ndarray
+  user_categories: np.ndarray
+  user_category_names: tuple[str, ...]
+  video_categories: np.ndarray
+  video_category_names: tuple[str, ...]
+  video_tags: np.ndarray
+  video_tag: np.ndarray
+  duration: np.ndarray
+
+
+class ImpressionLog(NamedTuple):
+  """Columns of `n` impressions, each `[n]`, ordered by user and time.
+
+  user, item: int32 indices into the catalogue.
+  date: int32 as YYYYMMDD; time_ms: int64.
+  play_seconds: float32; duration: float32 seconds, `inf` if not recorded.
+  tab: int16, the page of the app.
+  click ... hate, is_rand: int8, 0 or 1, as recorded.
+  """
+
+  user: np.ndarray
+  item: np.ndarray
+  date: np.ndarray
+  time_ms: np.ndarray
+  play_seconds: np.ndarray
+  duration: np.ndarray
+  tab: np.ndarray
+  click: np.ndarray
+  long_view: np.ndarray
+  like: np.ndarray
+  comment: np.ndarray
+  follow: np.ndarray
+  forward: np.ndarray
+  hate: np.ndarray
+  is_rand: np.ndarray
+
+  def select(self, rows: np.ndarray) -> "ImpressionLog":
+    """The impressions at `rows` (a mask or indices)."""
+    return ImpressionLog(*(column[rows] for column in self))
+
+
+def _files(log_dir: str | os.PathLike, stem: str) -> list[pathlib.Path]:
+  folder = pathlib.Path(log_dir)
+  if not folder.is_dir():
+    raise ValueError(f"log_dir: expected a folder, found {folder}.")
+  found = sorted(
+    path
+    for path in folder.glob(f"{stem}*")
+    if path.name.endswith((".csv", ".csv.gz")) and "statistic" not in path.name
+  )
+  if not found:
+    raise ValueError(
+      f"log_dir: expected {stem}*.csv or {stem}*.csv.gz in {folder}, found"
+      " none."
+    )
+  return found
+
+
+def _batches(
+  path: pathlib.Path, columns: Sequence[str], block_bytes: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+  """Yields (rows before the batch, batch of string columns) of a CSV file."""
+  opener = gzip.open if path.suffix == ".gz" else open
+  broken: list[str] = []
+
+  def on_invalid(row):
+    broken.append(
+      f"{path.name}: row {row.number}:"
+      f" expected {row.expected_columns} columns, found {row.actual_columns}"
+      f" in {row.text[:80]!r}."
+    )
+    return "error"
+
+  rows = 0
+  with opener(path, "rb") as stream:
+    header = b""
+    try:
+      header = stream.readline()
+      names = header.decode("utf-8").strip().split(",")
+      for column in columns:
+        if column not in names:
+          raise ValueError(
+            f"{path.name}: row 0 (header): column {column}: missing, found"
+            f" {', '.join(names)}."
+          )
+      reader = pa_csv.open_csv(
+        stream,
+        read_options=pa_csv.ReadOptions(
+          column_names=names, block_size=block_bytes, use_threads=False
+        ),
+        parse_options=pa_csv.ParseOptions(invalid_row_handler=on_invalid),
+        convert_options=pa_csv.ConvertOptions(
+          column_types=dict.fromkeys(columns, pa.string()),
+          include_columns=list(columns),
+          strings_can_be_null=False,
+        ),
+      )
+      with reader:
+        for batch in reader:
+          yield rows, batch
+          rows += batch.num_rows
+    except (EOFError, OSError, zlib.error) as error:
+      raise ValueError(
+        f"{path.name}: after row {rows}: the file is cut short or corrupt"
+        f" ({error}), columns {', '.join(columns)} cannot be read."
+      ) from error
+    except pa.ArrowInvalid as error:
+      if "Empty CSV" in str(error) and header:
+        return  # a header without rows
+      text = broken[0] if broken else f"{path.name}: after row {rows}: {error}"
+      raise ValueError(text) from error
+
+
+def _fail(path, first_row, index, column, found, expected):
+  raise ValueError(
+    f"{path.name}: row {first_row + int(index) + 1}: column {column}: expected"
+    f" {expected}, found {found!r}."
+  )
+
+
+def _integers(
+  path: pathlib.Path, first_row: int, column: str, strings: pa.Array
+) -> np.ndarray:
+  """Parses one column of a batch, exactly as integers."""
+  dtype = _LOG_TYPES[column]
+  try:
+    return pc.cast(strings, pa.from_numpy_dtype(dtype)).to_numpy(
+      zero_copy_only=False
+    )
+  except pa.ArrowInvalid:
+    for index, text in enumerate(strings.to_pylist()):
+      with contextlib.suppress(ValueError):
+        limits = np.iinfo(dtype)
+        if limits.min <= int(text) <= limits.max:
+          continue
+      _fail(path, first_row, index, column, text, f"an {dtype.__name__}")
+    raise
+
+
+def _is_date(number: int) -> bool:
+  try:
+    datetime.datetime.strptime(str(number), "%Y%m%d")
+  except ValueError:
+    return False
+  return True
+
+
+def _check_values(path, first_row, values, catalogue) -> None:
+  """Raises `ValueError` for the first value out of its range."""
+
+  def require(column, good, expected):
+    if not good.all():
+      index = np.argmin(good)
+      _fail(
+        path,
+        first_row,
+        index,
+        column,
+        values[column][index].item(),
+        expected,
+      )
+
+  for column in ("play_time_ms", "duration_ms"):
+    require(column, values[column] >= 0, "a non-negative time")
+  for column in _FLAGS:
+    require(column, (values[column] == 0) | (values[column] == 1), "0 or 1")
+  dates, inverse = np.unique(values["date"], return_inverse=True)
+  valid = np.array([_is_date(date.item()) for date in dates], bool)
+  require("date", valid[inverse], "a date YYYYMMDD")
+  for column, ids in (
+    ("user_id", catalogue.user_ids),
+    ("video_id", catalogue.video_ids),
+  ):
+    place = np.minimum(np.searchsorted(ids, values[column]), len(ids) - 1)
+    require(column, ids[place] == values[column], "an id of the feature file")
+
+
+def iterate_log(
+  log_dir: str | os.PathLike,
+  catalogue: Catalogue,
+  *,
+  partitions: int = 64,
+  block_bytes: int = 1 << 20,
+) -> Iterator[tuple[ImpressionLog, int]]:
+  """Streams a log of any size, all of a user's impressions together.
+
+  Memory holds one block of a file and one of the partitions; the checked,
+  narrowed columns (46 bytes a row) wait on disk in between.
+
+  Args:
+    log_dir: folder with the log files.
+    catalogue: `read_catalogue(log_dir)`.
+    partitions: parts that the users are spread over; the log's narrowed size
+      divided by it must fit in memory.
+    block_bytes: bytes of a file parsed at a time.
+
+  Yields:
+    (impressions ordered by user and time, exact duplicates dropped of them),
+    once per non-empty partition. Duplicates agree in user, video and time.
+
+  Raises:
+    ValueError: a missing column, an unparsable value, an unknown id, a negative
+      time, a flag other than 0 and 1 or a truncated file, naming file, row
+      (counted from 1 after the header) and column; before the first yield.
+  """
+  columns = tuple(_LOG_TYPES)
+  files = _files(log_dir, "log_")
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    writers: dict[int, ipc.RecordBatchStreamWriter] = {}
+    schema = pa.schema(
+      [(name, pa.from_numpy_dtype(dtype)) for name, dtype in _LOG_TYPES.items()]
+    )
+    for path in files:
+      for first_row, batch in _batches(path, columns, block_bytes):
+        values = {
+          column: _integers(path, first_row, column, batch.column(column))
+          for column in columns
+        }
+        _check_values(path, first_row, values, catalogue)
+        part = values["user_id"] % partitions
+        for number in np.unique(part).tolist():
+          if number not in writers:
+            sink = pathlib.Path(folder, str(number))
+            writers[number] = stack.enter_context(
+              ipc.new_stream(str(sink), schema)
+            )
+          rows = part == number
+          writers[number].write_batch(
+            pa.record_batch(
+              [values[column][rows] for column in columns], schema=schema
+            )
+          )
+    stack.close()
+    for number in sorted(writers):
+      with ipc.open_stream(pathlib.Path(folder, str(number))) as reader:
+        table = reader.read_all()
+      yield _impressions(
+        {name: table.column(name).to_numpy() for name in columns}, catalogue
+      )
+
+
+def _impressions(
+  values: dict[str, np.ndarray], catalogue: Catalogue
+) -> tuple[ImpressionLog, int]:
+  order = np.lexsort([values[name] for name in reversed(_KEY)])
+  values = {name: column[order] for name, column in values.items()}
+  keep = np.ones(len(order), bool)
+  keep[1:] = np.any(
+    [values[name][1:] != values[name][:-1] for name in _KEY], axis=0
+  )
+  dropped = int(np.sum(~keep))
+  values = {name: column[keep] for name, column in values.items()}
+  duration = (values["duration_ms"] / 1000).astype(np.float32)
+  return ImpressionLog(
+    user=_index(catalogue.user_ids, values["user_id"]),
+    item=_index(catalogue.video_ids, values["video_id"]),
+    date=values["date"],
+    time_ms=values["time_ms"],
+    play_seconds=(values["play_time_ms"] / 1000).astype(np.float32),
+    duration=np.where(duration > 0, duration, np.float32(np.inf)),
+    tab=values["tab"],
+    click=values["is_click"],
+    long_view=values["long_view"],
+    like=values["is_like"],
+    comment=values["is_comment"],
+    follow=values["is_follow"],
+    forward=values["is_forward"],
+    hate=values["is_hate"],
+    is_rand=values["is_rand"],
+  ), dropped
+
+
+def _index(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+  return np.searchsorted(ids, values).astype(np.int32)
+
+
+def read_log(
+  log_dir: str | os.PathLike, catalogue: Catalogue
+) -> tuple[ImpressionLog, int]:
+  """Reads a log that fits in memory; see `iterate_log`.
+
+  Args:
+    log_dir: folder with the log files.
+    catalogue: `read_catalogue(log_dir)`.
+
+  Returns:
+    (impressions ordered by user and time, exact duplicates dropped).
+
+  Raises:
+    ValueError: as `iterate_log`, or no impression at all.
+  """
+  parts = list(iterate_log(log_dir, catalogue))
+  if not parts:
+    raise ValueError(f"log_dir: expected impressions, found none in {log_dir}.")
+  joined = ImpressionLog(
+    *(
+      np.concatenate(column)
+      for column in zip(*(p[0] for p in parts), strict=True)
+    )
+  )
+  order = np.lexsort([joined.item, joined.time_ms, joined.user])
+  return joined.select(order), sum(part[1] for part in parts)
+
+
+def split_days(
+  log: ImpressionLog, first_held_out: int
+) -> tuple[ImpressionLog, ImpressionLog]:
+  """Splits by whole days: before `first_held_out` (YYYYMMDD), and from it on.
+
+  Raises:
+    ValueError: one of the two parts would be empty.
+  """
+  later = log.date >= first_held_out
+  if later.all() or not later.any():
+    raise ValueError(
+      f"first_held_out: expected a day after {log.date.min()} and up to"
+      f" {log.date.max()}, found {first_held_out}."
+    )
+  return log.select(~later), log.select(later)
+
+
+def _table(paths, columns) -> tuple[dict[str, list[str]], list]:
+  """All rows of feature files as strings, and where each comes from."""
+  values: dict[str, list[str]] = {column: [] for column in columns}
+  places = []
+  for path in paths:
+    for first_row, batch in _batches(path, columns, 1 << 20):
+      for column in columns:
+        values[column].extend(batch.column(column).to_pylist())
+      places.extend((path, first_row + k) for k in range(batch.num_rows))
+  return values, places
+
+
+def _ids(column, values, places) -> tuple[np.ndarray, np.ndarray]:
+  """Sorted unique ids, and the row of each."""
+  seen: dict[int, int] = {}
+  for row, text in enumerate(values[column]):
+    path, index = places[row]
+    if not text.isdecimal():
+      _fail(path, index, 0, column, text, "a non-negative integer id")
+    if int(text) in seen:
+      _fail(path, index, 0, column, text, "every id once")
+    seen[int(text)] = row
+  if not seen:
+    raise ValueError(f"{column}: expected feature rows, found none.")
+  ids = np.array(sorted(seen), np.int64)
+  return ids, np.array([seen[value] for value in ids.tolist()])
+
+
+def _codes(values: list[str], rows: np.ndarray) -> np.ndarray:
+  column = np.array([v if v not in _MISSING else "" for v in values])[rows]
+  return np.unique(column, return_inverse=True)[1].astype(np.int32)
+
+
+def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
+  """Reads the users and the videos of a log folder.
+
+  Args:
+    log_dir: folder with `user_features*.csv[.gz]` and
+      `video_features*.csv[.gz]`.
+
+  Returns:
+    The catalogue. Categories that are missing have a code of their own.
+
+  Raises:
+    ValueError: a missing column, an unparsable or repeated id or an unparsable
+      duration, naming file, row and column.
+  """
+  columns = ("user_id", *_USER_CATEGORIES)
+  users, places = _table(_files(log_dir, "user_features"), columns)
+  user_ids, user_rows = _ids("user_id", users, places)
+
+  columns = ("video_id", *_VIDEO_CATEGORIES, "tag", "video_duration")
+  videos, places = _table(_files(log_dir, "video_features"), columns)
+  video_ids, rows = _ids("video_id", videos, places)
+  duration = np.full(len(video_ids), np.inf, np.float32)
+  for place, row in enumerate(rows):
+    text = videos["video_duration"][row]
+    if text in _MISSING:
+      continue
+    milliseconds = float("nan")
+    with contextlib.suppress(ValueError):
+      milliseconds = float(text)
+    if not 0 <= milliseconds < np.inf:
+      path, index = places[row]
+      _fail(path, index, 0, "video_duration", text, "a non-negative time")
+    if milliseconds > 0:
+      duration[place] = milliseconds / 1000
+
+  tags = [
+    [tag for tag in videos["tag"][row].split(",") if tag not in _MISSING]
+    or ["unknown"]
+    for row in rows
+  ]
+  vocabulary = {
+    tag: code for code, tag in enumerate(sorted({t for ts in tags for t in ts}))
+  }
+  video_tags = np.zeros((len(rows), len(vocabulary)), np.float32)
+  for place, names in enumerate(tags):
+    video_tags[place, [vocabulary[name] for name in names]] = 1.0
+  return Catalogue(
+    user_ids=user_ids,
+    video_ids=video_ids,
+    user_categories=np.stack(
+      [_codes(users[name], user_rows) for name in _USER_CATEGORIES], axis=1
+    ),
+    user_category_names=_USER_CATEGORIES,
+    video_categories=np.stack(
+      [_codes(videos[name], rows) for name in _VIDEO_CATEGORIES], axis=1
+    ),
+    video_category_names=_VIDEO_CATEGORIES,
+    video_tags=video_tags,
+    video_tag=np.array([vocabulary[names[0]] for names in tags], np.int32),
+    duration=duration,
+  )

@@ -1,0 +1,1 @@
+"""The multi-task score model and the tables distilled from it."""

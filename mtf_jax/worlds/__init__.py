@@ -1,0 +1,1 @@
+"""The session simulator: users, videos, responses, leaving, rollout."""

@@ -1,0 +1,205 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax import fusion
+from mtf_jax.datasets import sessions
+from mtf_jax.worlds import leaving, session
+from mtf_jax.worlds.scores import lookup_scores
+
+_NUM_SESSIONS = 64
+_MAX_REQUESTS = 10
+_ZERO = jnp.zeros(10)
+
+
+def _rollout(world, action=_ZERO, act=session.explore_in_box, seed=0):
+  return session.rollout(
+    jax.random.key(seed), world, act, action, _NUM_SESSIONS, _MAX_REQUESTS
+  )
+
+
+def _impressions(world, action, seed=0):
+  return session.impressions(
+    jax.random.key(seed),
+    world,
+    session.fixed_action,
+    action,
+    _NUM_SESSIONS,
+    _MAX_REQUESTS,
+  )
+
+
+@pytest.mark.parametrize("name", leaving.LEAVING_MODELS)
+def test_rollout_is_a_valid_log(small_world, name):
+  rows = _rollout(small_world.with_leaving(name))
+  log = session.pack(rows)
+  sessions.validate(log)
+  assert log.observation.shape[1] == len(small_world.observation_names)
+  assert len(np.unique(log.session_id)) == _NUM_SESSIONS
+  # Every session ends once: the user left, or the cut row says so.
+  assert np.sum(log.terminal | log.bootstrap_only) == _NUM_SESSIONS
+  np.testing.assert_allclose(
+    log.log_prob[~log.bootstrap_only], -10 * np.log(0.3), rtol=1e-4
+  )
+
+
+def test_same_key_same_rows(small_world):
+  first, second = _rollout(small_world), _rollout(small_world)
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  other = _rollout(small_world, seed=1)
+  assert not np.array_equal(first.log.observation, other.log.observation)
+
+
+def test_ended_sessions_emit_nothing(small_world):
+  rows = _rollout(small_world)
+  gone = ~np.asarray(rows.valid)
+  assert gone.any()
+  for leaf in jax.tree.leaves(rows.log):
+    assert not np.any(np.asarray(leaf)[gone])
+
+  key = jax.random.key(0)
+  state = session.reset(key, small_world)._replace(active=jnp.zeros((), bool))
+  following, result = session.step(small_world, state, _ZERO)
+  jax.tree.map(np.testing.assert_array_equal, following, state)
+  assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(result))
+
+
+def test_session_stepped_by_hand_equals_its_rows(small_world):
+  rows = _rollout(small_world, act=session.fixed_action)
+  world_keys, _ = session._session_keys(jax.random.key(0), _NUM_SESSIONS)
+  step, observe = jax.jit(session.step), jax.jit(session.observe)
+  number = int(np.argmax(rows.valid.sum(axis=1)))
+  state = session.reset(world_keys[number], small_world)
+  for n in range(_MAX_REQUESTS):
+    assert bool(state.active) == bool(rows.valid[number, n])
+    if not state.active:
+      break
+    np.testing.assert_allclose(
+      observe(small_world, state), rows.log.observation[number, n], rtol=1e-5
+    )
+    state, result = step(small_world, state, _ZERO)
+    np.testing.assert_allclose(
+      result.feedback.sum(axis=0), rows.log.feedback[number, n], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      result.reward, rows.log.reward[number, n], rtol=1e-5
+    )
+    assert bool(result.terminal) == bool(rows.log.terminal[number, n])
+
+
+def test_request_shows_the_best_candidates(small_world):
+  state = session.reset(jax.random.key(4), small_world)
+  slots = session.candidate_slots(small_world, state)
+  assert len(np.unique(slots)) == small_world.num_candidates
+  action = jnp.linspace(-0.5, 0.5, 10)
+  scores = np.asarray(lookup_scores(small_world.scores, state.user, slots))
+  weights = fusion.weights_from_action(action, small_world.fusion_spec)
+  fused = np.log(scores + np.asarray(weights.bias)) @ np.asarray(weights.power)
+  best = np.asarray(slots)[np.argsort(-fused)[: small_world.slate_size]]
+  _, result = session.step(small_world, state, action)
+  expected = np.asarray(small_world.pool)[int(state.user), best]
+  np.testing.assert_array_equal(result.items, expected)
+
+
+def test_common_random_numbers(small_world):
+  one = _impressions(small_world, _ZERO)
+  other = _impressions(small_world, jnp.full(10, 0.4))
+  np.testing.assert_array_equal(one.user, other.user)
+  # The first slates overlap in part, in other positions; a common item has met
+  # the same noise and so the same feedback.
+  common = 0
+  for n in range(_NUM_SESSIONS):
+    items_a, items_b = (
+      np.asarray(one.items[n, 0]),
+      np.asarray(other.items[n, 0]),
+    )
+    for a, item in enumerate(items_a):
+      for b in np.flatnonzero(items_b == item):
+        common += 1
+        np.testing.assert_array_equal(
+          one.feedback[n, 0, a], other.feedback[n, 0, b]
+        )
+  assert common > _NUM_SESSIONS
+  assert not np.array_equal(one.items[:, 0], other.items[:, 0])
+
+
+def test_exploration_does_not_move_the_world(small_world):
+  explored = _rollout(small_world)
+  fixed = _rollout(small_world, act=session.fixed_action)
+  np.testing.assert_array_equal(
+    explored.log.observation[:, 0], fixed.log.observation[:, 0]
+  )
+
+
+def test_pool_is_walked_without_repeats(small_world):
+  state = session.reset(jax.random.key(2), small_world)
+  requests = small_world.pool.shape[1] // small_world.num_candidates
+  slots = jnp.concatenate(
+    [
+      session.candidate_slots(
+        small_world, state._replace(step=jnp.asarray(n, jnp.int32))
+      )
+      for n in range(requests)
+    ]
+  )
+  assert len(np.unique(slots)) == slots.size
+
+
+def test_no_recompile_across_worlds_of_one_size(small_world):
+  traces = []
+
+  def act(params, observation, rng_key):
+    traces.append(observation.shape)
+    return session.fixed_action(params, observation, rng_key)
+
+  _rollout(small_world, act=act)
+  once = len(traces)
+  assert once
+  spec = small_world.fusion_spec
+  other = small_world.replace(
+    pool=small_world.pool[::-1],
+    group_weights=small_world.group_weights * 2.0,
+    fusion_spec=spec._replace(power_rate=spec.power_rate * 0.5),
+    leaving=small_world.leaving._replace(floor=jnp.float32(-0.2)),
+  )
+  _rollout(other, action=jnp.full(10, 0.1), act=act)
+  assert len(traces) == once
+
+
+def test_returns_agree_with_sampled_logs(small_world):
+  few = small_world.replace(population=small_world.population[:64])
+  table = session.expected_rewards(few)
+  num_sessions = 8192
+  returns = session.session_returns(
+    jax.random.key(5),
+    few,
+    table,
+    session.fixed_action,
+    _ZERO,
+    num_sessions,
+    _MAX_REQUESTS,
+  )
+  expected, sampled = (
+    np.asarray(x).sum(axis=1) for x in (returns.expected, returns.sampled)
+  )
+  difference = expected - sampled
+  error = difference.std() / np.sqrt(num_sessions)
+  assert abs(difference.mean()) < 4 * error
+  assert expected.std() < sampled.std()
+  rows = session.rollout(
+    jax.random.key(5),
+    few,
+    session.fixed_action,
+    _ZERO,
+    num_sessions,
+    _MAX_REQUESTS,
+  )
+  logged = np.asarray(rows.log.reward).sum(axis=(1, 2))
+  np.testing.assert_allclose(sampled, logged, rtol=1e-4, atol=1e-3)
+
+
+def test_wrong_action_is_refused(small_world):
+  state = session.reset(jax.random.key(0), small_world)
+  with pytest.raises(ValueError, match="action"):
+    session.step(small_world, state, jnp.zeros(5))
