@@ -287,7 +287,7 @@ def sample_responses(
     ValueError: a shape or a dtype differs from what is expected.
   """
   items = jnp.asarray(items)
-  (uniforms,) = _checks.floats({"uniforms": (uniforms, "L R")})
+  (uniforms,), _ = _checks.floats({"uniforms": (uniforms, "L R")})
   if uniforms.shape != (*items.shape, NUM_UNIFORMS):
     raise ValueError(
       f"uniforms: expected shape [L, {NUM_UNIFORMS}] with L = items"
