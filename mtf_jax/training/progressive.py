@@ -211,19 +211,6 @@ def as_dataset(rows: Rollout) -> TransitionDataset:
   )
 
 
-@jax.jit
-def observed_normalization(dataset: TransitionDataset) -> Normalization:
-  """Mean and deviation over the rows that start a transition."""
-  place = jnp.arange(dataset.start_row.shape[0], dtype=jnp.int32)
-  weight = (place < dataset.num_transitions).astype(jnp.float32)
-  weight = (weight / jnp.sum(weight))[:, None]
-  seen = dataset.observation[dataset.start_row]
-  mean = jnp.sum(weight * seen, axis=0)
-  variance = jnp.sum(weight * jnp.square(seen - mean[None]), axis=0)
-  scale = jnp.sqrt(variance)
-  return Normalization(mean, jnp.where(scale > 1e-6, scale, 1.0))
-
-
 class Judged(NamedTuple):
   """What a policy's sessions brought, `[B, ...]`, in an order of sessions that
   is the same for every policy judged with one key.
@@ -485,19 +472,15 @@ def _judge(run: Run, params: Any) -> Judged:
   )
 
 
-def _collect(
-  run: Run, rng_key: chex.PRNGKey, state: State, num_sessions: int
-) -> TransitionDataset:
+def _collect(run: Run, rng_key: chex.PRNGKey, state: State) -> Rollout:
   """Sessions explored in the box around the policy, each row with its box."""
-  return as_dataset(
-    session.rollout(
-      rng_key,
-      run.world,
-      run.algorithm.act,
-      service(state, HALF_WIDTH),
-      num_sessions,
-      run.config.max_requests,
-    )
+  return session.rollout(
+    rng_key,
+    run.world,
+    run.algorithm.act,
+    service(state, HALF_WIDTH),
+    run.config.sessions_per_round,
+    run.config.max_requests,
   )
 
 
@@ -529,11 +512,13 @@ def prepare(
   judging = judging_world(world)
   table = session.expected_rewards(judging)
   zero = jnp.zeros((world.num_actions,), jnp.float32)
+  begin = headroom.start_policy(world, session.observe, zero, _ES_LIMIT, False)
+  normalization = Normalization(begin.mean, begin.scale)
   policy = headroom.optimise(
     keys["search"],
     world,
     _rewards_of(table, world),
-    headroom.start_policy(world, session.observe, zero, _ES_LIMIT, True),
+    begin._replace(scale=jnp.full_like(begin.scale, jnp.inf)),
     config.es_search,
     config.max_requests,
     session.observe,
@@ -559,6 +544,7 @@ def prepare(
         for name, value in config.train.coefficients.items()
       }
     ),
+    normalization,
   )
   run = Run(
     config=config,
@@ -570,10 +556,6 @@ def prepare(
     base=None,
     keys=keys,
   )
-  # Observations as ES in service meets them; the rounds keep this scaling.
-  seen = _collect(run, keys["network"], run.start, config.es_search.sessions)
-  normalization = observed_normalization(seen)
-  run = run._replace(start=run.start._replace(normalization=normalization))
   return run._replace(base=_judge(run, es_service(run)))
 
 
@@ -584,6 +566,18 @@ def es_service(run: Run) -> Service:
   return service(
     run.start._replace(actor_params={**params, "network": network})
   )
+
+
+def es_figures(run: Run) -> dict[str, Any]:
+  """The baseline: its action, what it brings, what finding it cost."""
+  search = run.config.es_search
+  return {
+    "action": np.asarray(run.start.actor_params["start"], np.float64).tolist(),
+    "reward_per_session": float(jnp.mean(run.base.reward)),
+    "requests_per_session": float(jnp.mean(run.base.requests)),
+    # Each session of a step is run forwards and backwards.
+    "search_sessions": 2 * search.iterations * search.sessions,
+  }
 
 
 def headroom_figures(run: Run) -> dict[str, Any]:
@@ -678,7 +672,7 @@ def play_round(
     cost[name] = -gain.gain
     cost[name.replace("_pct", "_ci95")] = [-gain.ci95[1], -gain.ci95[0]]
   judged = time.monotonic()
-  dataset = _collect(run, collect_key, state, config.sessions_per_round)
+  dataset = as_dataset(_collect(run, collect_key, state))
   num_rows = int(dataset.num_transitions)
   collected = time.monotonic()
   updates = config.train.num_updates
@@ -705,8 +699,15 @@ def play_once(run: Run, on_chunk: OnChunk | None = None) -> dict[str, Any]:
   """Without progressive training: the same sessions and updates in one round."""
   config = run.config
   collect_key, batch_key = jax.random.split(run.keys["one_round"])
-  sessions = config.rounds * config.sessions_per_round
-  dataset = _collect(run, collect_key, run.start, sessions)
+  # In parts of a round's size: the program is compiled already.
+  parts = [
+    _collect(run, key, run.start)
+    for key in jax.random.split(collect_key, config.rounds)
+  ]
+  dataset = as_dataset(
+    jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+  )
+  del parts
   updates = config.rounds * config.train.num_updates
   new = _train(run, batch_key, run.start, dataset, updates, on_chunk)
   outside, _ = drift(run.algorithm.learner, new, run.start, dataset)
@@ -714,3 +715,52 @@ def play_once(run: Run, on_chunk: OnChunk | None = None) -> dict[str, Any]:
     **figures(_judge(run, service(new)), run.base, run.world.slate_size),
     "outside_share": float(outside),
   }
+
+
+_NETWORKS = {
+  "critic": "box",
+  "ensemble_size": 2,
+  "hidden_sizes": (64, 64),
+}
+
+PRESETS = {
+  # Under a minute: that everything runs; too few rows to learn from.
+  "smoke": ProgressiveConfig(
+    rounds=2,
+    sessions_per_round=2048,
+    max_requests=12,
+    num_users=512,
+    evaluation_sessions=2048,
+    es_search=Search(10, 256),
+    headroom_search=Search(10, 256),
+    train=TrainConfig(
+      **_NETWORKS,
+      batch_size=256,
+      num_updates=200,
+      chunk_size=100,
+      checkpoint_every=100,
+    ),
+  ),
+  # Minutes on 2 CPU cores.
+  "cpu": ProgressiveConfig(
+    rounds=5,
+    sessions_per_round=60_000,
+    max_requests=16,
+    num_users=512,
+    evaluation_sessions=8192,
+    es_search=Search(40, 1024),
+    headroom_search=Search(40, 1024),
+    train=TrainConfig(
+      **_NETWORKS,
+      batch_size=1024,
+      num_updates=2_000,
+      chunk_size=200,
+      checkpoint_every=200,
+      coefficients={
+        "actor_learning_rate": 3e-4,
+        "critic_learning_rate": 5e-4,
+        "target_step_size": 0.05,
+      },
+    ),
+  ),
+}
