@@ -25,7 +25,7 @@ setuptools.setup(
   license_files=["LICENSE"],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["mtf_jax", "mtf_jax.*"]),
-  package_data={"mtf_jax": ["py.typed"]},
+  package_data={"mtf_jax": ["py.typed", "worlds/*.json"]},
   # Lower bounds only: an upper bound would fight the accelerator build of
   # jax that the user already has.
   install_requires=[
@@ -35,10 +35,21 @@ setuptools.setup(
     "jax>=0.8",
     "numpy>=2.0",
     "optax>=0.2.5",
+    # Checkpoints of training; flax brings it along in any case.
+    "orbax-checkpoint>=0.11.24",
   ],
   extras_require={
-    "dev": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14", "scipy>=1.13"],
+    # Streams CSV with row numbers in its errors; reads real logs.
+    "data": ["pyarrow>=18"],
     "plots": ["matplotlib>=3.9"],
+    "dev": [
+      "hypothesis>=6.100",
+      "matplotlib>=3.9",
+      "pyarrow>=18",
+      "pytest>=8",
+      "ruff>=0.14",
+      "scipy>=1.13",
+    ],
   },
   classifiers=[
     "Development Status :: 3 - Alpha",

@@ -77,10 +77,12 @@ def relaxation_penalty(
     ValueError: not scalars, not floats, or concretely negative.
   """
   exponent, dtype = _exponent(exceedance, sharpness)
-  clipped = jnp.minimum(exponent, LINEAR_FROM)
+  curved = jnp.expm1(jnp.minimum(exponent, LINEAR_FROM))
+  # Not `exponent - clipped`: in its gradient two slopes of 1e13 would cancel,
+  # and in float32 take the whole gradient of a small exponent with them.
+  straight = jnp.maximum(exponent - LINEAR_FROM, 0)
   slope = jnp.exp(jnp.array(LINEAR_FROM, exponent.dtype))
-  penalty = jnp.expm1(clipped) + slope * (exponent - clipped)
-  return penalty.astype(dtype)
+  return (curved + slope * straight).astype(dtype)
 
 
 def bootstrap_weight(

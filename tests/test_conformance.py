@@ -510,6 +510,46 @@ def test_gradient_is_finite_and_keeps_dtype(name, dtype):
       assert np.all(np.isfinite(np.asarray(leaf, np.float64)))
 
 
+@_each_float_kernel
+def test_gradient_is_the_derivative(name):
+  # In float64 against central differences, in float32 against float64: a
+  # gradient that cancels away in float32 shows.
+  single = _gradient(name, _arguments(name))
+  with jax.enable_x64(True):
+    arguments = _arguments(name, dtype="float64")
+    double = _gradient(name, arguments)
+    floats, rest = _split(arguments)
+    leaves, treedef = jax.tree.flatten(floats)
+    tangents = [
+      np.random.default_rng(i).normal(size=leaf.shape)
+      for i, leaf in enumerate(leaves)
+    ]
+
+    def along(step):
+      moved = [
+        leaf + step * tangent
+        for leaf, tangent in zip(leaves, tangents, strict=True)
+      ]
+      output = _call(name)({**rest, **treedef.unflatten(moved)})
+      return sum(float(jnp.sum(leaf)) for leaf in jax.tree.leaves(output))
+
+    step = 1e-6
+    difference = (along(step) - along(-step)) / (2 * step)
+    slope = sum(
+      float(np.sum(gradient * tangent))
+      for gradient, tangent in zip(
+        jax.tree.leaves(double), tangents, strict=True
+      )
+    )
+  # `td_targets` has a derivative and stops it.
+  expected = 0.0 if name == "td_targets" else difference
+  np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-6)
+  if not CASES[name].has_key:  # A sampler draws other bits in float64.
+    chex.assert_trees_all_close(
+      _wide(single), _wide(double), rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
   ("name", "edge"),
   [

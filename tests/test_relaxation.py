@@ -45,6 +45,13 @@ def test_penalty_and_weight_by_hand():
   )
 
 
+def test_penalty_gradient_by_hand():
+  # Also where the exponent is a billion times smaller than the linear slope.
+  for e in (0.0, 1e-4, 0.3, 2.0):
+    gradient = jax.grad(mtf_jax.relaxation_penalty)(e, 2.0)
+    np.testing.assert_allclose(gradient, 2 * np.exp(2 * e), rtol=1e-6)
+
+
 def test_weight_is_one_over_one_plus_penalty():
   e = jnp.linspace(0, 2.9, 30)
   penalty = jax.vmap(lambda e: mtf_jax.relaxation_penalty(e, 10.0))(e)

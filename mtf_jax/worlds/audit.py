@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mtf_jax.worlds import headroom, session
 from mtf_jax.worlds import response as response_lib
@@ -60,7 +61,8 @@ class Effort(NamedTuple):
 
 
 PRESETS = {
-  "smoke": Effort(128, 512, 12, Search(6, 256), Search(6, 256), 2048, 3),
+  "smoke": Effort(64, 512, 8, Search(6, 256), Search(6, 256), 1024, 3),
+  "medium": Effort(512, 8192, 16, Search(40, 2048), Search(40, 2048), 32768, 5),
   "full": Effort(768, 8192, 16, Search(40, 2048), Search(50, 4096), 65536, 5),
 }
 
@@ -248,14 +250,14 @@ def ranking_gain(
 
 
 def _totals(
-  world, table, act, params, effort, privileged=False, seed=11, sampled=False
+  world, table, policy, effort, privileged=False, seed=11, sampled=False
 ):
   returns = session.session_returns(
     jax.random.key(seed),
     world,
     table,
-    act,
-    params,
+    headroom.linear_act,
+    policy,
     effort.sessions,
     effort.max_requests,
     privileged=privileged,
@@ -264,22 +266,32 @@ def _totals(
   return np.asarray(rewards).sum(axis=1), float(jnp.mean(returns.requests))
 
 
+def _fixed(policy: LinearPolicy, action: jax.Array) -> LinearPolicy:
+  """A blind policy that answers `action`; shares the others' program."""
+  weights = jnp.zeros_like(policy.weights).at[:, 0].set(action)
+  one = jnp.ones_like(policy.lower)
+  return policy._replace(weights=weights, lower=-one, upper=one)
+
+
 def sensitivity(
-  world: World, table: ExpectedRewards, center: jax.Array, effort: Effort
+  world: World, table: ExpectedRewards, best: LinearPolicy, effort: Effort
 ) -> dict[str, Any]:
-  """Return against each action component, others at `center`, paired.
+  """Return against each action component, the others at their best, paired.
 
   Returns:
     `grid [V]` values of a component, `gain`, `low`, `high` `[A, V]` percent
-    over the return at `center`, with 95% intervals.
+    over the best global return, with 95% intervals.
   """
-  base, _ = _totals(world, table, session.fixed_action, center, effort)
+  # Pairing leaves little noise, and there are many points.
+  effort = effort._replace(sessions=effort.sessions // 2)
+  center = best.weights[:, 0]
+  base, _ = _totals(world, table, _fixed(best, center), effort)
   grid = np.linspace(-1.0, 1.0, effort.grid)
   gains = np.zeros((world.num_actions, effort.grid, 3))
   for component in range(world.num_actions):
     for n, value in enumerate(grid):
       action = center.at[component].set(float(value))
-      moved, _ = _totals(world, table, session.fixed_action, action, effort)
+      moved, _ = _totals(world, table, _fixed(best, action), effort)
       gains[component, n] = headroom.relative_gain(moved, base)
   return {
     "grid": grid.tolist(),
@@ -348,28 +360,13 @@ def explained_share(
   }
 
 
-class _Probe(NamedTuple):
-  """State of the linear probe: `center`, coefficients `[A, 1 + S]`."""
-
-  policy: LinearPolicy
-  center: jax.Array
-  slope: jax.Array
-
-
-def _probe_act(params: _Probe, observation, rng_key):
-  features = headroom.linear_features(params.policy, observation)
-  direction = jnp.sum(params.slope * features[None, :], axis=1)
-  action = params.center + 0.15 * jnp.clip(direction, -1.0, 1.0)
-  return session.fixed_action(jnp.clip(action, -1.0, 1.0), observation, rng_key)
-
-
 def linear_probe(
   world: World,
   center: jax.Array,
   policy: LinearPolicy,
   effort: Effort,
   seed: int = 41,
-) -> tuple[_Probe, dict[str, float]]:
+) -> tuple[LinearPolicy, dict[str, float]]:
   """Ridge regression of logged returns on `epsilon x (1, observation)`.
 
   Rows are explored in the box around `center` with sampled feedback, as a
@@ -426,9 +423,10 @@ def linear_probe(
   kept = np.sign(slope) * np.maximum(np.abs(slope) - error, 0.0)
   kept = kept.reshape(num_actions, num_features)
   typical = np.sqrt(np.mean(np.sum(kept**2, axis=1)))
-  probe = _Probe(
-    policy, center, jnp.asarray(3.0 * kept / max(typical, 1e-9), jnp.float32)
-  )
+  # Deviations of typical size act at three times the box, and are clipped.
+  weights = 0.15 * 3.0 * kept / max(typical, 1e-9)
+  weights[:, 0] += np.asarray(center)
+  probe = policy._replace(weights=jnp.asarray(weights, jnp.float32))
   return probe, {
     "rows": len(residual),
     "coefficients": len(slope),
@@ -465,13 +463,9 @@ def audit_leaving(
     session.observe,
   )
   center = best.weights[:, 0]
-  base, length = _totals(world, table, session.fixed_action, center, effort)
-  uniform, uniform_length = _totals(
-    world, table, session.fixed_action, zero, effort
-  )
-  sampled, _ = _totals(
-    world, table, session.fixed_action, center, effort, sampled=True
-  )
+  base, length = _totals(world, table, _fixed(best, center), effort)
+  uniform, uniform_length = _totals(world, table, _fixed(best, zero), effort)
+  sampled, _ = _totals(world, table, _fixed(best, center), effort, sampled=True)
   result: dict[str, Any] = {
     "mean_session_length": uniform_length,
     "mean_session_length_best_global": length,
@@ -506,7 +500,6 @@ def audit_leaving(
     reached, _ = _totals(
       world,
       table,
-      headroom.linear_act,
       policy,
       effort,
       privileged=look is session.privileged_observation,
@@ -514,7 +507,7 @@ def audit_leaving(
     result.update(_with_interval(name, headroom.relative_gain(reached, base)))
   scaling = headroom.start_policy(world, session.observe, center, 0.15, False)
   probe, figures = linear_probe(world, center, scaling, effort)
-  reached, _ = _totals(world, table, _probe_act, probe, effort)
+  reached, _ = _totals(world, table, probe, effort)
   result.update(
     _with_interval(
       "linear_probe_gain_pct", headroom.relative_gain(reached, base)
@@ -522,7 +515,7 @@ def audit_leaving(
   )
   result["linear_probe"] = figures
   result["explained_share_pct"] = explained_share(world, table, center, effort)
-  result["sensitivity"] = sensitivity(world, table, center, effort)
+  result["sensitivity"] = sensitivity(world, table, best, effort)
   return result
 
 
@@ -571,6 +564,7 @@ def audit(
   result: dict[str, Any] = {
     "fingerprint": fingerprint(world),
     "world": world.name,
+    "effort": effort._asdict(),
     "tasks": list(TASKS),
     **compare(found, reference),
     **ranking_gain(world, slates),
@@ -586,4 +580,8 @@ def audit(
     lengths = session_lengths(world.with_leaving(name), effort.sessions // 2)
     figures["session_length_histogram"] = np.bincount(lengths).tolist()
     result["leaving"][name] = figures
+    gains = ("global_gain_pct", "in_box_gain_pct", "personal_headroom_pct")
+    logging.info(
+      "%s: %s", name, ", ".join(f"{key} {figures[key]:.2f}" for key in gains)
+    )
   return result

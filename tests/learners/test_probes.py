@@ -258,7 +258,7 @@ def test_a_learnt_policy_finds_the_best_action_inside_its_box(build):
 
 
 def test_rows_to_find_a_small_advantage():
-  """The action explains 0.2% of the return's variance, as in the sketch.
+  """The action explains 0.2% of the variance of the return.
 
   `return = V(s) + g(s) . epsilon + noise`. With 20,000 rows the slope of the
   box-aware critics points where g does, that of the free-form critics much

@@ -9,6 +9,12 @@ import pytest
 
 from mtf_jax.training.checkpoints import CheckpointError, Checkpoints, digest
 
+# When a read or a write fails, Orbax closes its event loop while the storage
+# layer still has callbacks for it; their complaint belongs to no test.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 
 def state_of(seed):
   rng_key = jax.random.key(seed)

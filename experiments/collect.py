@@ -1,0 +1,91 @@
+"""Logs sessions of a world under bounded exploration, as a training file.
+
+  python -m experiments.collect --world=synthetic --sessions=20000 --out=log.npz
+
+The policy explored around is the default formula (action 0) or `--action`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from mtf_jax.datasets import sessions
+from mtf_jax.worlds import files, session, synthetic
+from mtf_jax.worlds.leaving import LEAVING_MODELS
+from mtf_jax.worlds.world import World, fingerprint
+
+_WORLD = flags.DEFINE_string(
+  "world", "synthetic", "A world file, or `synthetic`."
+)
+_SIZE = flags.DEFINE_enum(
+  "size", "small", list(synthetic.SIZES), "Size of the synthetic world."
+)
+_WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Of the synthetic world.")
+_LEAVING = flags.DEFINE_enum(
+  "leaving", None, sorted(LEAVING_MODELS), "Leaving model, if not the world's."
+)
+_ACTION = flags.DEFINE_list(
+  "action", None, "Action explored around, 10 numbers in [-1, 1]."
+)
+_SESSIONS = flags.DEFINE_integer("sessions", 20_000, "Sessions.", 1)
+_MAX_REQUESTS = flags.DEFINE_integer(
+  "max_requests", 20, "Requests after which a session is cut.", 1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of users and exploration.")
+_OUT = flags.DEFINE_string("out", "log.npz", "File to write.")
+
+
+def _action(num_components: int) -> jax.Array:
+  if _ACTION.value is None:
+    return jnp.zeros(num_components)
+  try:
+    action = [float(number) for number in _ACTION.value]
+  except ValueError:
+    action = []
+  if len(action) != num_components or not all(abs(a) <= 1 for a in action):
+    raise app.UsageError(
+      f"--action: expected {num_components} numbers in [-1, 1], found"
+      f" {_ACTION.value}"
+    )
+  return jnp.array(action)
+
+
+def _world() -> World:
+  if _WORLD.value == "synthetic":
+    world = synthetic.synthetic_world(_SIZE.value, _WORLD_SEED.value)
+  else:
+    try:
+      world = files.load_world(_WORLD.value)
+    except (OSError, ValueError) as error:
+      raise app.UsageError(f"--world: {error}") from error
+  if _LEAVING.value is not None:
+    world = world.with_leaving(_LEAVING.value)
+  return world
+
+
+def main(argv: Sequence[str]) -> None:
+  """Rolls out, packs, writes."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  world = _world()
+  rows = session.rollout(
+    jax.random.key(_SEED.value),
+    world,
+    session.explore_in_box,
+    _action(world.num_actions),
+    _SESSIONS.value,
+    _MAX_REQUESTS.value,
+  )
+  log = session.pack(rows)
+  world_fingerprint = fingerprint(world)
+  sessions.save_sessions(_OUT.value, log, {"world": world_fingerprint})
+  print(
+    f"{_SESSIONS.value} sessions, {int((~log.bootstrap_only).sum())} requests"
+    f" in world {world_fingerprint}, written to {_OUT.value}"
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)
