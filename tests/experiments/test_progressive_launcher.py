@@ -122,7 +122,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   ("flag", "message"),
   [
     ("--world=nowhere.world", "expected `synthetic` or a file that exists"),
-    ("--rounds=0", "rounds must be an integer >= 1|a positive integer"),
+    ("--rounds=0", "0 is not a positive integer"),
     ("--seeds=1,1", "different non-negative integers"),
     ("--seeds=x", "different non-negative integers"),
     ("--seeds=", "different non-negative integers"),
