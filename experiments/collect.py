@@ -5,6 +5,7 @@
 The policy explored around is the default formula (action 0) or `--action`.
 """
 
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -80,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
   )
   log = session.pack(rows)
   world_fingerprint = fingerprint(world)
+  pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
   sessions.save_sessions(_OUT.value, log, {"world": world_fingerprint})
   print(
     f"{_SESSIONS.value} sessions, {int((~log.bootstrap_only).sum())} requests"

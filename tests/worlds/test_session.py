@@ -163,7 +163,7 @@ def test_no_recompile_across_worlds_of_one_size(small_world):
     fusion_spec=spec._replace(power_rate=spec.power_rate * 0.5),
     leaving=small_world.leaving._replace(floor=jnp.float32(-0.2)),
   )
-  _rollout(other, action=jnp.full(10, 0.1), act=act)
+  _rollout(other, action=jnp.full(10, 0.1, jnp.float32), act=act)
   assert len(traces) == once
 
 
