@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 import subprocess
@@ -8,9 +9,10 @@ from absl import flags
 
 from experiments import progressive as launcher
 from mtf_jax.training.config import TrainConfig
-from mtf_jax.training.progressive import ProgressiveConfig
+from mtf_jax.training.progressive import ProgressiveConfig, make_algorithm
 from mtf_jax.worlds import synthetic
 from mtf_jax.worlds.headroom import Search
+from tests.small_world import small_world
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _TINY = ProgressiveConfig(
@@ -33,16 +35,24 @@ _TINY = ProgressiveConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def world():
-  return synthetic.synthetic_world("small", 0)
-
-
 @pytest.fixture
-def launch(world, monkeypatch):
-  """Runs the launcher with a tiny preset and a world built once."""
+def launch(monkeypatch):
+  """Runs the launcher with a tiny preset; all runs of a test compile once."""
   monkeypatch.setitem(launcher.progressive.PRESETS, "smoke", _TINY)
+  world = small_world()
   monkeypatch.setattr(synthetic, "synthetic_world", lambda size, seed: world)
+  monkeypatch.setattr(
+    launcher.progressive,
+    "make_algorithm",
+    lambda config, world: _algorithm(),
+  )
+  # Compiling the privileged search takes as long as all the rest, and the
+  # library's own tests run it.
+  monkeypatch.setattr(
+    launcher.progressive,
+    "headroom_figures",
+    lambda run: {"headroom_pct": 4.0, "headroom_ci95": [3.0, 5.0]},
+  )
 
   def run(*args):
     flags.FLAGS.unparse_flags()
@@ -53,6 +63,11 @@ def launch(world, monkeypatch):
     )
 
   return run
+
+
+@functools.cache
+def _algorithm():
+  return make_algorithm(_TINY.train, small_world())
 
 
 def _numbers(out_dir):

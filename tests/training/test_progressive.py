@@ -7,8 +7,9 @@ from mtf_jax.datasets import sessions
 from mtf_jax.exploration import action_box
 from mtf_jax.training import progressive
 from mtf_jax.training.config import TrainConfig
-from mtf_jax.worlds import session, synthetic
+from mtf_jax.worlds import session
 from mtf_jax.worlds.headroom import Search
+from tests.small_world import small_world
 
 _CONFIG = progressive.ProgressiveConfig(
   rounds=2,
@@ -33,7 +34,7 @@ _CONFIG = progressive.ProgressiveConfig(
 
 @pytest.fixture(scope="module")
 def world():
-  return synthetic.synthetic_world("small", world_seed=1)
+  return small_world()
 
 
 @pytest.fixture(scope="module")
