@@ -1,4 +1,3 @@
-import functools
 import json
 import pathlib
 import subprocess
@@ -8,43 +7,23 @@ import pytest
 from absl import flags
 
 from experiments import progressive as launcher
-from mtf_jax.training.config import TrainConfig
-from mtf_jax.training.progressive import ProgressiveConfig, make_algorithm
 from mtf_jax.worlds import synthetic
-from mtf_jax.worlds.headroom import Search
 from tests.small_world import small_world
+from tests.tiny_run import TINY, tiny_algorithm
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_TINY = ProgressiveConfig(
-  rounds=2,
-  sessions_per_round=32,
-  max_requests=5,
-  num_users=16,
-  evaluation_sessions=32,
-  es_search=Search(2, 8),
-  headroom_search=Search(2, 8),
-  train=TrainConfig(
-    critic="box",
-    ensemble_size=2,
-    hidden_sizes=(8,),
-    batch_size=16,
-    num_updates=4,
-    chunk_size=2,
-    checkpoint_every=2,
-  ),
-)
 
 
 @pytest.fixture
 def launch(monkeypatch):
   """Runs the launcher with a tiny preset; all runs of a test compile once."""
-  monkeypatch.setitem(launcher.progressive.PRESETS, "smoke", _TINY)
+  monkeypatch.setitem(launcher.progressive.PRESETS, "smoke", TINY)
   world = small_world()
   monkeypatch.setattr(synthetic, "synthetic_world", lambda size, seed: world)
   monkeypatch.setattr(
     launcher.progressive,
     "make_algorithm",
-    lambda config, world: _algorithm(),
+    lambda config, world: tiny_algorithm(),
   )
   # Compiling the privileged search takes as long as all the rest, and the
   # library's own tests run it.
@@ -63,11 +42,6 @@ def launch(monkeypatch):
     )
 
   return run
-
-
-@functools.cache
-def _algorithm():
-  return make_algorithm(_TINY.train, small_world())
 
 
 def _numbers(out_dir):
@@ -123,7 +97,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   rows = (killed / folder / "metrics.jsonl").read_text()
   assert rows == (whole / folder / "metrics.jsonl").read_text()
   steps = [json.loads(line)["step"] for line in rows.splitlines()]
-  assert steps == [2, 4, 6, 8]
+  assert steps == [4, 8, 12, 16]
 
   with pytest.raises(launcher.app.UsageError, match="holds a run"):
     launch(f"--out_dir={whole}", "--seeds=0")

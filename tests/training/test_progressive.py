@@ -6,30 +6,9 @@ import pytest
 from mtf_jax.datasets import sessions
 from mtf_jax.exploration import action_box
 from mtf_jax.training import progressive
-from mtf_jax.training.config import TrainConfig
 from mtf_jax.worlds import session
-from mtf_jax.worlds.headroom import Search
 from tests.small_world import small_world
-
-_CONFIG = progressive.ProgressiveConfig(
-  rounds=2,
-  sessions_per_round=64,
-  max_requests=6,
-  num_users=32,
-  evaluation_sessions=96,
-  es_search=Search(2, 16),
-  headroom_search=Search(2, 16),
-  train=TrainConfig(
-    critic="box",
-    ensemble_size=2,
-    hidden_sizes=(16,),
-    batch_size=32,
-    num_updates=8,
-    chunk_size=4,
-    checkpoint_every=4,
-    coefficients={"actor_learning_rate": 1e-2},
-  ),
-)
+from tests.tiny_run import TINY, tiny_algorithm
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +18,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def run(world):
-  algorithm = progressive.make_algorithm(_CONFIG.train, world)
-  return progressive.prepare(_CONFIG, world, 0, algorithm)
+  return progressive.prepare(TINY, world, 0, tiny_algorithm())
 
 
 def _collect(run, half_width=0.15):
@@ -49,8 +27,8 @@ def _collect(run, half_width=0.15):
     run.world,
     run.algorithm.act,
     progressive.service(run.start, half_width),
-    _CONFIG.sessions_per_round,
-    _CONFIG.max_requests,
+    TINY.sessions_per_round,
+    TINY.max_requests,
   )
 
 
@@ -189,12 +167,12 @@ def test_interval_counts_users_not_sessions():
 
 def test_rounds_repeat_and_move_the_policy(run, world):
   state, figures = progressive.play_round(run, run.start, 0)
-  assert figures["rows"] > _CONFIG.sessions_per_round
+  assert figures["rows"] > TINY.sessions_per_round
   assert max(figures["drift"]) > 1e-3
   assert 0 <= figures["outside_share"] <= 1
   low, high = figures["reward_gain_ci95"]
   assert low < figures["reward_gain_pct"] < high
-  again = progressive.prepare(_CONFIG, world, 0, run.algorithm)
+  again = progressive.prepare(TINY, world, 0, run.algorithm)
   same_state, same = progressive.play_round(again, again.start, 0)
   assert _without_seconds(same) == _without_seconds(figures)
   jax.tree.map(np.testing.assert_array_equal, same_state, state)
@@ -214,4 +192,4 @@ def test_one_round_and_headroom_have_their_figures(run):
 
 def test_empty_counts_are_refused():
   with pytest.raises(ValueError, match="rounds: expected 1 or more, found 0"):
-    progressive.ProgressiveConfig(**{**vars(_CONFIG), "rounds": 0})
+    progressive.ProgressiveConfig(**{**vars(TINY), "rounds": 0})
