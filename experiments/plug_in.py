@@ -50,7 +50,7 @@ def loss(params, row):
   q = critic(jax.lax.stop_gradient(params["critic"]), own)
   d = mtf.relaxation_penalty(mtf.exceedance(own, box), 10.0)
   return mtf.critic_loss(q_tm1, targets) + mtf.actor_loss(
-    q, jnp.ones(G), d, penalty_scale=0.02, uncertainty_scale=0.1
+    q, jnp.ones(G), d, penalty_scale=1.0, uncertainty_scale=0.1
   )
 
 

@@ -11,7 +11,7 @@ from mtf_jax.worlds import files, kuairand_world, session
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("kuairand")
-  kuairand_files.write_folder(path, num_users=120, num_items=100, num_rows=1500)
+  kuairand_files.write_folder(path, num_users=120, num_items=100, num_rows=2400)
   return path
 
 
@@ -25,7 +25,7 @@ def test_fit_to_a_folder_and_sessions_from_its_file(folder, tmp_path):
     slate_size=4,
     seed=0,
   )
-  assert fit.num_rows == 1500
+  assert fit.num_rows == 2400
   assert set(fit.ranker_metrics) >= {"valid", "finish", "long_view"}
   path = tmp_path / "fitted.world"
   files.save_world(path, fit.world)

@@ -104,7 +104,7 @@ def test_reproduces_the_log(recovered):
 
 def test_same_seed_same_fit(recovered):
   _, catalogue, log, _, _ = recovered
-  part = log.select(np.arange(len(log.user)) < 6000)
+  part = log.select(np.arange(len(log.user)) < 3000)
   first, second = (
     response_fit.fit_response(part, catalogue, np.random.default_rng(3))[0]
     for _ in range(2)
