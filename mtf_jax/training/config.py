@@ -109,9 +109,10 @@ PRESETS = {
 }
 
 
-def make_learner(config: TrainConfig, dataset: TransitionDataset) -> Learner:
-  """The learner that a configuration describes, sized for a dataset."""
-  action_size = dataset.action.shape[1]
+def make_networks(
+  config: TrainConfig, action_size: int, num_groups: int
+) -> tuple[networks.Actor, networks.Critic]:
+  """The networks that a configuration describes, for `A` and `G` of a log."""
   if config.actor == "ple":
     if action_size % 2:
       raise ValueError(
@@ -121,11 +122,19 @@ def make_learner(config: TrainConfig, dataset: TransitionDataset) -> Learner:
     actor = networks.ple_actor(action_size // 2)
   else:
     actor = networks.mlp_actor(action_size, config.hidden_sizes)
-  sizes = (dataset.reward.shape[1], config.ensemble_size, config.hidden_sizes)
+  sizes = (num_groups, config.ensemble_size, config.hidden_sizes)
   if config.critic == "mlp":
     critic = networks.mlp_critic(*sizes)
   else:
     critic = networks.box_critic(
       *sizes, quadratic=config.critic == "box_quadratic"
     )
+  return actor, critic
+
+
+def make_learner(config: TrainConfig, dataset: TransitionDataset) -> Learner:
+  """The learner that a configuration describes, sized for a dataset."""
+  actor, critic = make_networks(
+    config, dataset.action.shape[1], dataset.reward.shape[1]
+  )
   return integrated_rl(actor, critic, critic_updates=config.critic_updates)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mtf_jax.worlds import synthetic
+from tests.small_world import small_world as make_small_world
 
 
 @pytest.fixture(scope="session")
 def small_world():
-  return synthetic.synthetic_world("small", world_seed=3)
+  return make_small_world()

@@ -1,0 +1,10 @@
+"""One small world for all tests that need one: building takes seconds."""
+
+import functools
+
+from mtf_jax.worlds import synthetic
+
+
+@functools.cache
+def small_world():
+  return synthetic.synthetic_world("small", world_seed=3)

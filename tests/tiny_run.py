@@ -1,0 +1,33 @@
+"""Progressive training at its smallest; tests of two folders compile it once."""
+
+import functools
+
+from mtf_jax.training.config import TrainConfig
+from mtf_jax.training.progressive import ProgressiveConfig, make_algorithm
+from mtf_jax.worlds.headroom import Search
+from tests.small_world import small_world
+
+TINY = ProgressiveConfig(
+  rounds=2,
+  sessions_per_round=64,
+  max_requests=6,
+  num_users=32,
+  evaluation_sessions=96,
+  es_search=Search(2, 16),
+  headroom_search=Search(2, 16),
+  train=TrainConfig(
+    critic="box",
+    ensemble_size=2,
+    hidden_sizes=(16,),
+    batch_size=32,
+    num_updates=8,
+    chunk_size=4,
+    checkpoint_every=4,
+    coefficients={"actor_learning_rate": 1e-2},
+  ),
+)
+
+
+@functools.cache
+def tiny_algorithm():
+  return make_algorithm(TINY.train, small_world())

@@ -1,0 +1,195 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.datasets import sessions
+from mtf_jax.exploration import action_box
+from mtf_jax.training import progressive
+from mtf_jax.worlds import session
+from tests.small_world import small_world
+from tests.tiny_run import TINY, tiny_algorithm
+
+
+@pytest.fixture(scope="module")
+def world():
+  return small_world()
+
+
+@pytest.fixture(scope="module")
+def run(world):
+  return progressive.prepare(TINY, world, 0, tiny_algorithm())
+
+
+def _collect(run, half_width=0.15):
+  return session.rollout(
+    jax.random.key(3),
+    run.world,
+    run.algorithm.act,
+    progressive.service(run.start, half_width),
+    TINY.sessions_per_round,
+    TINY.max_requests,
+  )
+
+
+def _without_seconds(figures):
+  return {name: x for name, x in figures.items() if name != "seconds"}
+
+
+def test_rows_carry_the_box_around_the_policy_in_service(run):
+  log = session.pack(_collect(run))
+  sessions.validate(log)
+  policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
+    run.start, jnp.asarray(log.observation)
+  )
+  box = jax.vmap(action_box)(policy)
+  np.testing.assert_allclose(log.box.lower, box.lower, atol=1e-6)
+  np.testing.assert_allclose(log.box.upper, box.upper, atol=1e-6)
+  served = ~log.bootstrap_only
+  np.testing.assert_allclose(
+    log.log_prob[served],
+    -np.sum(np.log(log.box.upper - log.box.lower), axis=1)[served],
+    rtol=1e-5,
+  )
+  deviation = (log.action - np.asarray(policy))[served]
+  assert 0.1 < np.abs(deviation).max() <= 0.15 + 1e-6
+
+
+def test_not_exploring_serves_the_policy_itself(run):
+  log = session.pack(_collect(run, half_width=0.0))
+  served = ~log.bootstrap_only
+  policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
+    run.start, jnp.asarray(log.observation)
+  )
+  np.testing.assert_allclose(
+    log.action[served], np.asarray(policy)[served], atol=1e-6
+  )
+
+
+def test_device_rows_are_the_packed_log(run):
+  rows = _collect(run)
+  device = progressive.as_dataset(rows)
+  packed = sessions.device_dataset(session.pack(rows))
+  assert int(device.num_transitions) == int(packed.num_transitions)
+
+  def transitions(dataset):
+    count = int(dataset.num_transitions)
+    row = np.asarray(dataset.start_row[:count])
+    terminal = np.asarray(dataset.terminal)[row]
+    following = np.minimum(row + 1, len(dataset.terminal) - 1)
+    upper = np.asarray(dataset.box.upper)
+    return (
+      np.asarray(dataset.observation)[row],
+      np.asarray(dataset.action)[row],
+      np.asarray(dataset.reward)[row],
+      upper[row],
+      terminal,
+      np.asarray(dataset.observation)[following][~terminal],
+      upper[following][~terminal],
+    )
+
+  for ours, theirs in zip(
+    transitions(device), transitions(packed), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_actor_starts_at_es_and_has_the_full_range(run):
+  service = progressive.es_service(run)
+  start = run.start.actor_params["start"]
+  assert np.any(np.abs(start) > 0.01)
+  for n in range(3):
+    mean, scale = run.start.normalization
+    observation = mean + scale * jax.random.normal(
+      jax.random.key(n), mean.shape
+    )
+    decision = run.algorithm.act(service, observation, jax.random.key(n))
+    np.testing.assert_allclose(decision.action, start, atol=1e-7)
+    np.testing.assert_allclose(
+      run.algorithm.learner.act(run.start, observation), start, atol=0.05
+    )
+
+
+def test_judging_pairs_users_and_keeps_the_reward(run):
+  key = jax.random.key(9)
+
+  def judge(params):
+    return progressive.judge(
+      key, run.judging, run.table, run.algorithm.act, params, 96, 6
+    )
+
+  service = progressive.service(run.start)
+  policy = judge(service)
+  other = judge(progressive.service(run.start, 0.15))
+  np.testing.assert_array_equal(policy.user, other.user)
+  assert not np.array_equal(policy.reward, other.reward)
+  jax.tree.map(np.testing.assert_array_equal, policy, judge(service))
+  assert set(np.asarray(policy.user)) <= set(np.asarray(run.world.population))
+  returns = session.session_returns(
+    key,
+    run.world,
+    session.expected_rewards(run.world),
+    run.algorithm.act,
+    service,
+    96,
+    6,
+  )
+  np.testing.assert_allclose(
+    policy.reward, np.asarray(returns.expected).sum(axis=1), rtol=1e-4
+  )
+  np.testing.assert_allclose(policy.requests, returns.requests, rtol=1e-5)
+  # The first group is watching time, a unit for 30 s.
+  np.testing.assert_allclose(
+    policy.outcome[:, 1] / 30, np.asarray(returns.expected)[:, 0], rtol=1e-4
+  )
+
+
+def test_interval_counts_users_not_sessions():
+  rng = np.random.default_rng(0)
+  base = rng.gamma(4.0, size=400)
+  policy = base * (1.02 + 0.1 * rng.standard_normal(400))
+  user = np.arange(400)
+  once = progressive.compare(policy, base, user)
+  thrice = progressive.compare(*(np.repeat(x, 3) for x in (policy, base, user)))
+  np.testing.assert_allclose(once.gain, thrice.gain, rtol=1e-9)
+  np.testing.assert_allclose(once.ci95, thrice.ci95, rtol=1e-9)
+  assert once.ci95[0] < 2.0 < once.ci95[1]
+  half_width = (once.ci95[1] - once.ci95[0]) / 2
+  assert 0.5 < half_width < 2.0
+  # At the edge of its interval a gain has p = 0.05.
+  edge = progressive.compare(
+    policy - base.mean() * once.ci95[0] / 100, base, user
+  )
+  assert edge.p_value == pytest.approx(0.05, abs=0.01)
+  same = progressive.compare(base, base, user)
+  assert same.gain == 0 and same.p_value == 1
+
+
+def test_rounds_repeat_and_move_the_policy(run, world):
+  state, figures = progressive.play_round(run, run.start, 0)
+  assert figures["rows"] > TINY.sessions_per_round
+  assert max(figures["drift"]) > 1e-3
+  assert 0 <= figures["outside_share"] <= 1
+  low, high = figures["reward_gain_ci95"]
+  assert low < figures["reward_gain_pct"] < high
+  again = progressive.prepare(TINY, world, 0, run.algorithm)
+  same_state, same = progressive.play_round(again, again.start, 0)
+  assert _without_seconds(same) == _without_seconds(figures)
+  jax.tree.map(np.testing.assert_array_equal, same_state, state)
+  _, following = progressive.play_round(run, state, 1)
+  assert following["reward_gain_pct"] != figures["reward_gain_pct"]
+  # ES stays what policies are held against.
+  assert following["hate_rate_base"] == figures["hate_rate_base"]
+
+
+def test_one_round_and_headroom_have_their_figures(run):
+  once = progressive.play_once(run)
+  assert np.isfinite(once["reward_gain_pct"])
+  bound = progressive.headroom_figures(run)
+  low, high = bound["headroom_ci95"]
+  assert low < bound["headroom_pct"] < high
+
+
+def test_empty_counts_are_refused():
+  with pytest.raises(ValueError, match="rounds: expected 1 or more, found 0"):
+    progressive.ProgressiveConfig(**{**vars(TINY), "rounds": 0})
