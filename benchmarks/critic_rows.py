@@ -8,14 +8,14 @@ box. The action explains 0.2% of the return's variance.
 """
 
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app
 
+from benchmarks import harness
 from mtf_jax import networks
 from mtf_jax.datasets import sessions
 from mtf_jax.exploration import ActionBox
@@ -25,8 +25,6 @@ from mtf_jax.learners.integrated_rl import (
   normalization_from,
 )
 from mtf_jax.training import loop
-
-_JSON_OUT = flags.DEFINE_string("json_out", None, "Where to write the rows.")
 
 _BUILD = {"mlp": networks.mlp_critic, "box": networks.box_critic}
 
@@ -157,10 +155,11 @@ def main(argv: Sequence[str]) -> None:
       row = {"critic": kind, "num_rows": num_rows, "cosines": cosines}
       rows.append(row)
       print(json.dumps(row), flush=True)
-  if _JSON_OUT.value:
-    path = pathlib.Path(_JSON_OUT.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+  if harness.JSON_OUT.value:
+    harness.write_json(
+      harness.JSON_OUT.value,
+      {"environment": harness.environment(), "rows": rows},
+    )
 
 
 if __name__ == "__main__":

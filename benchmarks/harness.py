@@ -20,6 +20,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import flags
+
+# Here and not in each benchmark: absl refuses a flag that two modules define,
+# and one process may import several of them.
+JSON_OUT = flags.DEFINE_string("json_out", None, "File to write results to.")
+REPEATS = flags.DEFINE_integer(
+  "repeats", 9, "Timed repeats of each workload.", lower_bound=1
+)
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "chex")
 

@@ -188,10 +188,6 @@ _SIZES = flags.DEFINE_list(
   ["1024", "32768", "1048576"],
   "Numbers of sessions. One that does not fit memory is left out, by name.",
 )
-_REPEATS = flags.DEFINE_integer(
-  "repeats", 9, "Timed repeats of each workload.", lower_bound=7
-)
-_JSON_OUT = flags.DEFINE_string("json_out", None, "File to write results to.")
 
 
 def num_bytes(tree: Any) -> int:
@@ -286,9 +282,9 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(
       f"--sizes: expected positive integers, found {_SIZES.value}"
     )
-  if _JSON_OUT.value:
+  if harness.JSON_OUT.value:
     try:
-      harness.check_writable(_JSON_OUT.value)
+      harness.check_writable(harness.JSON_OUT.value)
     except ValueError as error:
       raise app.UsageError(str(error)) from error
   ceilings = harness.measure_ceilings()
@@ -300,16 +296,16 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name} at {size:,} sessions: left out, not enough memory")
         continue
       print(f"{name} at {size:,} sessions", file=sys.stderr)
-      rows.append(time_workload(name, size, ceilings, _REPEATS.value))
+      rows.append(time_workload(name, size, ceilings, harness.REPEATS.value))
   print(
     f"copy {ceilings.copy_bytes_per_s / 1e9:.1f} GB/s, float32 matrix product"
     f" {ceilings.matmul_flops_per_s / 1e9:.0f} GFLOP/s,"
     f" {jax.devices()[0].device_kind}"
   )
   print(table(rows))
-  if _JSON_OUT.value:
+  if harness.JSON_OUT.value:
     harness.write_json(
-      _JSON_OUT.value,
+      harness.JSON_OUT.value,
       {
         "environment": harness.environment(),
         "ceilings": ceilings._asdict(),

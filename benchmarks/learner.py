@@ -31,8 +31,6 @@ from mtf_jax.training import loop
 _WORKLOAD = flags.DEFINE_enum(
   "workload", "reference", ["reference", "sweep"], "What to time."
 )
-_JSON_OUT = flags.DEFINE_string("json_out", None, "Where to write the rows.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed repeats of a workload.")
 
 _S, _A, _G, _H, _ROWS, _SESSION = 64, 10, 2, 256, 200_000, 16
 
@@ -254,9 +252,9 @@ def measure(
   state, _ = compiled(state, dataset)
   jax.block_until_ready(state)
   first_update_s = time.perf_counter() - start
-  contraction = _contraction(_G * workload.ensemble_size, _REPEATS.value)
+  contraction = _contraction(_G * workload.ensemble_size, harness.REPEATS.value)
   seconds, rates = [], []
-  for _ in range(_REPEATS.value):
+  for _ in range(harness.REPEATS.value):
     rates.append(contraction())
     start = time.perf_counter()
     state, _ = compiled(state, dataset)
@@ -355,9 +353,10 @@ def main(argv: Sequence[str]) -> None:
   for row in rows:
     if "parts_ms" in row:
       print(row["workload"], row["parts_ms"])
-  if _JSON_OUT.value:
+  if harness.JSON_OUT.value:
     harness.write_json(
-      _JSON_OUT.value, {"environment": harness.environment(), "rows": rows}
+      harness.JSON_OUT.value,
+      {"environment": harness.environment(), "rows": rows},
     )
 
 

@@ -35,8 +35,6 @@ from mtf_jax.worlds.world import World
 _SESSIONS = flags.DEFINE_list("sessions", ["1", "1024", "32768"], "Sizes.")
 _CANDIDATES = flags.DEFINE_list("candidates", ["20", "50", "200"], "Sizes.")
 _REQUESTS = flags.DEFINE_integer("requests", 16, "Requests of a session.", 1)
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed repeats.", 1)
-_JSON_OUT = flags.DEFINE_string("json_out", None, "Result file to write.")
 
 
 def _ours(world: World, key: jax.Array, num_sessions: int, requests: int):
@@ -139,7 +137,9 @@ def _parts(
 
 def _time(function: Callable, *args: Any) -> float:
   compiled, _ = harness.compile_ahead(function, *args)
-  return harness.time_calls(compiled, *args, repeats=_REPEATS.value).median_s
+  return harness.time_calls(
+    compiled, *args, repeats=harness.REPEATS.value
+  ).median_s
 
 
 def main(argv: Sequence[str]) -> None:
@@ -202,8 +202,8 @@ def main(argv: Sequence[str]) -> None:
     "requests_of_a_session": requests,
     "rows": rows,
   }
-  if _JSON_OUT.value is not None:
-    harness.write_json(_JSON_OUT.value, result)
+  if harness.JSON_OUT.value is not None:
+    harness.write_json(harness.JSON_OUT.value, result)
 
 
 if __name__ == "__main__":
