@@ -6,22 +6,43 @@ All on the host in numpy; `n` impressions.
 import numpy as np
 
 
-def _ranks(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-  """Mid-ranks from 1 within each group."""
-  order = np.lexsort([values, groups])
-  g, v = groups[order], values[order]
-  new_group = np.r_[True, g[1:] != g[:-1]]
-  new_value = new_group | np.r_[True, v[1:] != v[:-1]]
-  start_of_group = np.maximum.accumulate(
-    np.where(new_group, np.arange(len(g)), 0)
-  )
-  tie = np.cumsum(new_value) - 1
-  counts = np.bincount(tie)
-  first = np.flatnonzero(new_value)
-  middle = first[tie] + 0.5 * (counts[tie] - 1) - start_of_group + 1.0
-  ranks = np.empty(len(g))
-  ranks[order] = middle
-  return ranks
+def weighted_auc(
+  score: np.ndarray,
+  label: np.ndarray,
+  weight: np.ndarray,
+  group: np.ndarray,
+) -> np.ndarray:
+  """AUC of each group, a pair counting the product of its two weights.
+
+  `sum_{i in +, j in -} w_i w_j ([s_i > s_j] + [s_i = s_j] / 2)` over
+  `sum_{i in +, j in -} w_i w_j`.
+
+  Args:
+    score: `[n]` predictions, any monotone scale within a group.
+    label: `[n]` 0 or 1.
+    weight: `[n]` non-negative weights.
+    group: `[n]` integers from 0.
+
+  Returns:
+    float64 `[max(group) + 1]`, NaN where a class is missing or weighs nothing.
+  """
+  weight = np.asarray(weight, np.float64)
+  positive, negative = weight * (label == 1), weight * (label == 0)
+  order = np.lexsort([score, group])
+  g, v = group[order], score[order]
+  new = np.r_[True, (g[1:] != g[:-1]) | (v[1:] != v[:-1])]
+  tie = np.cumsum(new) - 1
+  tie_positive = np.bincount(tie, positive[order])
+  tie_negative = np.bincount(tie, negative[order])
+  tie_group = g[new]
+  below = np.cumsum(tie_negative) - tie_negative
+  first = np.r_[True, tie_group[1:] != tie_group[:-1]]
+  # Of the groups before: what lies below must be of the tie's own group.
+  below -= below[first][np.cumsum(first) - 1]
+  area = np.bincount(tie_group, tie_positive * (below + 0.5 * tie_negative))
+  pairs = np.bincount(group, positive) * np.bincount(group, negative)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return np.where(pairs > 0, area / pairs, np.nan)
 
 
 def auc(score: np.ndarray, label: np.ndarray) -> float:
@@ -31,7 +52,8 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
     score: `[n]` predictions, any monotone scale.
     label: `[n]` 0 or 1.
   """
-  value, _ = _group_auc(score, label, np.zeros(len(score), np.int64))
+  ones = np.ones(len(score))
+  value = weighted_auc(score, label, ones, np.zeros(len(score), np.int64))
   return float(value[0])
 
 
@@ -44,22 +66,11 @@ def gauc(score: np.ndarray, label: np.ndarray, user: np.ndarray) -> float:
     user: `[n]` integer user of each impression.
   """
   _, dense = np.unique(user, return_inverse=True)
-  value, counts = _group_auc(score, label, dense)
+  value = weighted_auc(score, label, np.ones(len(score)), dense)
   both = np.isfinite(value)
   if not both.any():
     return float("nan")
-  return float(np.average(value[both], weights=counts[both]))
-
-
-def _group_auc(score, label, groups):
-  label = np.asarray(label, np.float64)
-  counts = np.bincount(groups)
-  positive = np.bincount(groups, label)
-  negative = counts - positive
-  rank_sum = np.bincount(groups, _ranks(score, groups) * label)
-  with np.errstate(divide="ignore", invalid="ignore"):
-    value = (rank_sum - positive * (positive + 1) / 2) / (positive * negative)
-  return np.where((positive > 0) & (negative > 0), value, np.nan), counts
+  return float(np.average(value[both], weights=np.bincount(dense)[both]))
 
 
 def log_loss(probability: np.ndarray, label: np.ndarray) -> float:

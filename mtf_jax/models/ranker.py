@@ -202,6 +202,24 @@ def _apply_network(sizes, params, numbers, codes):
 _apply = jax.jit(_apply_network, static_argnums=0)
 
 
+def predict(
+  ranker: Ranker, users: np.ndarray, items: np.ndarray, tab: np.ndarray
+) -> np.ndarray:
+  """What the ranker says of pairs on days that it was not trained on.
+
+  Args:
+    ranker: a trained ranker.
+    users, items: `[n]` integer indices.
+    tab: `[n]` page of the app.
+
+  Returns:
+    float32 `[n, K]` in the order of `TASKS`: log odds, for `watch_time` the
+    mean log1p of the seconds.
+  """
+  rows = features.encode(ranker.encoder, users, items, tab)
+  return _outputs(ranker, rows)[:, : len(TASKS)]
+
+
 def linear_scores(
   ranker: Ranker, users: np.ndarray, items: np.ndarray
 ) -> np.ndarray:
@@ -214,18 +232,16 @@ def linear_scores(
       same candidates for all.
 
   Returns:
-    float32 `[N, P, K]` in the order of `TASKS`: log odds, for `watch_time` the
-    mean log1p of the seconds.
+    float32 `[N, P, K]`, as of `predict`.
   """
   users = np.asarray(users)
   items = np.broadcast_to(items, (len(users), np.shape(items)[-1]))
-  rows = features.encode(
-    ranker.encoder,
+  outputs = predict(
+    ranker,
     np.repeat(users, items.shape[1]),
     items.reshape(-1),
     np.full(items.size, _SERVED_TAB),
   )
-  outputs = _outputs(ranker, rows)[:, : len(TASKS)]
   return outputs.reshape(*items.shape, len(TASKS))
 
 

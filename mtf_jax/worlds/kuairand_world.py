@@ -23,6 +23,8 @@ from mtf_jax.worlds.world import TASKS, World
 _TASTE_FROM_LOG = 0.7
 # Simulated answers to each held-out impression in the comparison.
 _ANSWERS = 8
+# Links of the ranker's heads, see `scores.positive_scores`.
+LOG_LINK = np.array([task == "watch_time" for task in TASKS])
 
 
 class Fit(NamedTuple):
@@ -38,6 +40,19 @@ class Fit(NamedTuple):
   ranker_metrics: Mapping[str, Mapping[str, float]]
   num_rows: int
   num_duplicates: int
+
+
+def most_active(rows: np.ndarray, num_users: int) -> np.ndarray:
+  """The users that a world keeps, in its order.
+
+  Args:
+    rows: `[U]` impressions of each user of the catalogue.
+    num_users: users to keep.
+
+  Returns:
+    Their indices, those with the most impressions first.
+  """
+  return np.argsort(-rows, kind="stable")[:num_users]
 
 
 def select_users(response: ResponseModel, users: np.ndarray) -> ResponseModel:
@@ -107,7 +122,7 @@ def fit_world(
   metrics = ranker_lib.evaluate(ranker, later)
 
   rows = np.bincount(log.user, minlength=response.num_users)
-  users = np.argsort(-rows, kind="stable")[:num_users]
+  users = most_active(rows, num_users)
   rows = rows[users]
   response = jax.tree.map(jnp.asarray, select_users(response, users))
   values, names = features.user_observations(ranker.encoder, catalogue)
@@ -116,11 +131,10 @@ def fit_world(
   population = np.repeat(np.arange(len(users)), np.maximum(rows, 1))
 
   pool = build.make_pool(response, build.Retrieval(pool_size), rng)
-  log_link = np.array([task == "watch_time" for task in TASKS])
   scores = encode_scores(
     lambda block: ranker_lib.linear_scores(ranker, users[block], pool[block]),
     len(users),
-    log_link,
+    LOG_LINK,
   )
   world = build.make_world(
     name="kuairand",

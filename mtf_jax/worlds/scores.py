@@ -50,6 +50,20 @@ def lookup_scores(
   return tables.values[task[None, :], codes]
 
 
+def positive_scores(linear: np.ndarray, log_link: np.ndarray) -> np.ndarray:
+  """Scores as the fusion takes them, from a ranking model's linear outputs.
+
+  Args:
+    linear: `[..., K]` log odds (log seconds where `log_link`).
+    log_link: bool `[K]`, tasks whose score is `exp` of the output, not its
+      logistic function.
+
+  Returns:
+    `[..., K]`, positive.
+  """
+  return np.where(log_link, np.exp(linear), 1 / (1 + np.exp(-linear)))
+
+
 def encode_scores(
   linear_scores: Callable[[np.ndarray], np.ndarray],
   num_users: int,
@@ -64,8 +78,7 @@ def encode_scores(
     linear_scores: `users [N] -> [N, P, K]` log odds (log seconds where
       `log_link`) of the items in the users' pools.
     num_users: `U`.
-    log_link: bool `[K]`, tasks whose score is `exp` of the output, not its
-      logistic function.
+    log_link: bool `[K]`, see `positive_scores`.
 
   Returns:
     The tables.
@@ -91,7 +104,5 @@ def encode_scores(
     level = np.clip(np.rint((block - low) / width), 0, _LEVELS - 1)
     codes[start : start + _BLOCK] = level[: num_users - start]
   levels = low[:, None] + width[:, None] * np.arange(_LEVELS)
-  values = np.where(
-    np.asarray(log_link)[:, None], np.exp(levels), 1 / (1 + np.exp(-levels))
-  )
+  values = positive_scores(levels.T, log_link).T
   return ScoreTables(jnp.asarray(codes), jnp.asarray(values, jnp.float32))

@@ -533,6 +533,76 @@ def session_return(
   return jax.lax.scan(request, carry, length=max_requests)[0][3]
 
 
+class ActionValue(NamedTuple):
+  """What an action brings from a state on; see `action_value`.
+
+  reward: float32 `[G]`, expected discounted reward.
+  requests: float32, expected discounted number of requests.
+  beyond: float32, discounted probability that the session goes on after the
+    last request that was looked at: the weight of what is left out.
+  """
+
+  reward: jax.Array
+  requests: jax.Array
+  beyond: jax.Array
+
+
+def action_value(
+  world: World,
+  table: ExpectedRewards,
+  act: Act,
+  params: Any,
+  state: SessionState,
+  action: chex.Array,
+  discount: chex.Numeric,
+  max_requests: int,
+  policy_key: chex.PRNGKey,
+) -> ActionValue:
+  """Discounted value of an action at a state, the policy answering afterwards.
+
+  Along one sampled path, lists at their expectation and requests at the
+  probability that they are reached, as in `session_returns`. With another
+  `noise_key` in the state its future is drawn anew, and its past stays.
+
+  Args:
+    world: the world.
+    table: `expected_rewards(world)`.
+    act: the policy of the later requests.
+    params: its parameters.
+    state: a session that is going on.
+    action: `[A]`, used at the first request.
+    discount: factor of each further request, in [0, 1].
+    max_requests: requests looked at, static.
+    policy_key: of the policy's own draws.
+
+  Returns:
+    The value.
+  """
+
+  def request(carry, number):
+    state, reached, value = carry
+    key = jax.random.fold_in(policy_key, state.step)
+    own = act(params, observe(world, state), key).action
+    slots, state, result = _serve(
+      world, state, jnp.where(number == 0, action, own)
+    )
+    expected = table.reward[table.row[state.user], slots]
+    value = ActionValue(
+      reward=value.reward + reached * jnp.sum(expected, axis=0),
+      requests=value.requests + reached,
+      beyond=reached * discount * (1.0 - result.leave_prob),
+    )
+    return (state, value.beyond, value), None
+
+  zero = jnp.zeros((), jnp.float32)
+  nothing = ActionValue(
+    jnp.zeros((table.reward.shape[-1],), jnp.float32), zero, zero
+  )
+  carry = (state, jnp.ones((), jnp.float32), nothing)
+  number = jnp.arange(max_requests, dtype=jnp.int32)
+  return jax.lax.scan(request, carry, number)[0][2]
+
+
 def privileged_observation(world: World, state: SessionState) -> jax.Array:
   """The observation with the hidden state behind it, float32 `[S + ...]`.
 

@@ -47,3 +47,25 @@ def test_log_loss_and_calibration():
   assert metrics.calibration_error(0.5 * p, event) == pytest.approx(
     0.5, abs=0.02
   )
+
+
+def test_weighted_auc_counts_pairs_by_both_weights():
+  rng = np.random.default_rng(4)
+  group = rng.integers(9, size=400)
+  score = rng.integers(6, size=400).astype(float)
+  label = (rng.random(400) < 0.4).astype(int)
+  weight = rng.gamma(1.0, size=400)
+  label[group == 2] = 0
+  weight[(group == 5) & (label == 0)] = 0  # a class that weighs nothing
+  found = metrics.weighted_auc(score, label, weight, group)
+  assert np.isnan(found[[2, 5]]).all()
+  for g in (0, 1, 3, 4, 6, 7, 8):
+    mine = group == g
+    gaps = np.subtract.outer(
+      score[mine & (label == 1)], score[mine & (label == 0)]
+    )
+    pairs = np.multiply.outer(
+      weight[mine & (label == 1)], weight[mine & (label == 0)]
+    )
+    expected = np.sum(pairs * ((gaps > 0) + 0.5 * (gaps == 0))) / pairs.sum()
+    assert found[g] == pytest.approx(expected)

@@ -1,0 +1,1 @@
+"""Judging policies: on real held-out days, against true values, by segment."""

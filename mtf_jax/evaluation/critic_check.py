@@ -1,0 +1,283 @@
+"""Critics against the world: Q beside the true discounted return.
+
+The rows are those that a learner trains on: states visited, and actions drawn,
+in the box around a policy in service. From each state, as the simulator has it,
+the session is continued many times under the policy that the critics judge.
+
+Two questions, the second the harder one. Does Q tell rich states from poor
+ones: `Q(s, a)` against the return. Does it tell actions apart, which is all the
+actor uses: `Q(s, a) - Q(s, a')` against the difference of the returns, `a'`
+being `a` mirrored at the middle of the box, both continued with the same random
+numbers. (A term that is even in the deviation cancels there.)
+
+What is compared with what: Q bootstraps with phi, the true return with 1, so
+that a policy outside its box has a Q below its return by construction. The true
+return knows the simulator's whole state, Q an observation; a perfect critic
+therefore has slope 1 and intercept 0, and a correlation below 1.
+
+Letters: `K` states, `M` continuations of each, `A` action components, `G`
+reward groups, `R` bootstrap replicates.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtf_jax.critic import ensemble_mean_std
+from mtf_jax.evaluation import bootstrap
+from mtf_jax.learners.integrated_rl import State
+from mtf_jax.networks import Critic
+from mtf_jax.worlds import session
+from mtf_jax.worlds.session import Act, ExpectedRewards, SessionState
+from mtf_jax.worlds.world import World
+
+# States continued at once: bounds the memory.
+_BLOCK = 256
+_DECILES = 10
+
+
+class Effort(NamedTuple):
+  """How much is simulated; everything static.
+
+  states: `K`. Their number decides how sure the figures are; two continuations
+    of each are enough to tell the noise of a return from what states differ in.
+  continuations: `M`, 2 or more.
+  sessions: sessions that the states are drawn from.
+  max_requests: requests of these sessions, as in the log.
+  horizon: requests of a continuation.
+  """
+
+  states: int = 4096
+  continuations: int = 4
+  sessions: int = 4096
+  max_requests: int = 16
+  horizon: int = 40
+
+
+class Compared(NamedTuple):
+  """Critics and world on the same states and actions.
+
+  user: int32 `[K]`.
+  predicted: float32 `[K, 2]` Q at the drawn action and at its mirror image.
+  true: float32 `[K, M, 2]` returns of the continuations.
+  beyond: float32 `[K]`, see `session.ActionValue`, of the drawn action.
+  """
+
+  user: jax.Array
+  predicted: jax.Array
+  true: jax.Array
+  beyond: jax.Array
+
+
+def _visited(
+  rng_key: chex.PRNGKey, world: World, act: Act, params: Any, effort: Effort
+) -> SessionState:
+  """`[K]` states of requests that took place, each as likely as any other."""
+  world_key, policy_key, row_key = jax.random.split(rng_key, 3)
+
+  def one(world_key, policy_key):
+    def request(state, _):
+      key = jax.random.fold_in(policy_key, state.step)
+      action = act(params, session.observe(world, state), key).action
+      return session.step(world, state, action)[0], state
+
+    start = session.reset(world_key, world)
+    return jax.lax.scan(request, start, length=effort.max_requests)[1]
+
+  states = jax.vmap(one)(
+    jax.random.split(world_key, effort.sessions),
+    jax.random.split(policy_key, effort.sessions),
+  )
+  states = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+  active = states.active.astype(jnp.float32)
+  row = jax.random.choice(
+    row_key, active.shape[0], (effort.states,), p=active / jnp.sum(active)
+  )
+  return jax.tree.map(lambda x: x[row], states)
+
+
+@functools.partial(jax.jit, static_argnames=("act", "critic", "effort"))
+def compare(
+  rng_key: chex.PRNGKey,
+  world: World,
+  table: ExpectedRewards,
+  act: Act,
+  behaviour: Any,
+  target: Any,
+  critic: Critic,
+  state: State,
+  effort: Effort,
+) -> Compared:
+  """Puts a learner's Q beside the true return.
+
+  Args:
+    rng_key: random number generator key, consumed.
+    world: the world.
+    table: `session.expected_rewards` of the world, or of one that has its
+      reward groups first.
+    act: the policy, static.
+    behaviour: its parameters in service when the rows were logged, exploring.
+    target: its parameters to be judged, not exploring.
+    critic: the critics' network, static.
+    state: the learner's; its critics, normalisation, discount, weights and
+      shift of the reward groups.
+    effort: sizes, static.
+
+  Returns:
+    The values. Sums over the groups with the learner's weights, mean over an
+    ensemble.
+  """
+  numbers = state.coefficients
+  mean, scale = state.normalization
+  groups = world.group_weights.shape[0]
+  visit_key, key = jax.random.split(rng_key)
+  states = _visited(visit_key, world, act, behaviour, effort)
+
+  def q(observation, action, box):
+    one = jax.tree.map(lambda x: x[None], (observation, action, box))
+    value = critic.apply(state.critic_params, *one)[0]
+    return jnp.sum(numbers.group_weights * ensemble_mean_std(value)[0])
+
+  def one(inputs):
+    visited, key = inputs
+    action_key, policy_key, noise_key = jax.random.split(key, 3)
+    observation = session.observe(world, visited)
+    decision = act(behaviour, observation, action_key)
+    box = decision.box
+    mirrored = box.lower + box.upper - decision.action
+    both = jnp.stack([decision.action, mirrored])
+    standard = (observation - mean) / scale
+    predicted = jax.vmap(q, in_axes=(None, 0, None))(standard, both, box)
+
+    def true(action, noise):
+      value = session.action_value(
+        world,
+        table,
+        act,
+        target,
+        visited._replace(noise_key=noise),
+        action,
+        numbers.discount,
+        effort.horizon,
+        policy_key,
+      )
+      reward = value.reward[:groups] + numbers.reward_shift * value.requests
+      return jnp.sum(numbers.group_weights * reward), value.beyond
+
+    noise = jax.random.bits(noise_key, (effort.continuations, 2), jnp.uint32)
+    over_actions = jax.vmap(true, in_axes=(0, None))
+    value, beyond = jax.vmap(over_actions, in_axes=(None, 0))(both, noise)
+    return Compared(visited.user, predicted, value, jnp.mean(beyond[:, 0]))
+
+  keys = jax.random.split(key, effort.states)
+  return jax.lax.map(one, (states, keys), batch_size=_BLOCK)
+
+
+def _agreement(x, y, error, counts, centred):
+  """Figures of `y` against `x` in each replicate `[R]`."""
+  size = counts.sum(axis=1)
+
+  def average(values):
+    return counts @ values / size
+
+  mean_x, mean_y = average(x), average(y)
+  if not centred:
+    mean_x, mean_y = np.zeros_like(mean_x), np.zeros_like(mean_y)
+  xx = average(x * x) - mean_x**2
+  yy = average(y * y) - mean_y**2
+  xy = average(x * y) - mean_x * mean_y
+  with np.errstate(divide="ignore", invalid="ignore"):
+    correlation = xy / np.sqrt(xx * yy)
+    reliability = 1 - average(error) / yy
+    slope = xy / xx
+    found = {
+      "correlation": correlation,
+      "reliability": reliability,
+      # What it would be if the returns carried no noise of their own.
+      "correlation_without_noise": correlation / np.sqrt(reliability),
+      "slope": slope,
+    }
+  if centred:
+    found["intercept"] = mean_y - slope * mean_x
+  return found
+
+
+def _ready(found):
+  """The first replicate is the sample itself, the others give intervals."""
+  result = {}
+  for name, values in found.items():
+    value = float(values[0])
+    result[name] = value if np.isfinite(value) else None
+    result[f"{name}_ci95"] = bootstrap.interval(values[1:])
+  return result
+
+
+def figures(
+  compared: Compared, *, replicates: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+  """Correlation and calibration, ready for JSON.
+
+  Args:
+    compared: of `compare`.
+    replicates: `R` of the bootstrap over users.
+    seed: of the bootstrap.
+
+  Returns:
+    `value` for Q against the return: `correlation`, `slope` and `intercept` of
+    the return on Q, `deciles` by predicted Q; `advantage` for differences,
+    through the origin, because which of two actions comes first is arbitrary.
+    `reliability` is the share of the variance of the `M` continuations' mean
+    that is not noise, `correlation_without_noise` the correlation divided by
+    its root. Each with `_ci95`; None where it is undefined. `beyond` is the
+    mean weight of what lies beyond the horizon.
+  """
+  predicted = np.asarray(compared.predicted, np.float64)
+  true = np.asarray(compared.true, np.float64)
+  continuations = true.shape[1]
+  _, unit = np.unique(np.asarray(compared.user), return_inverse=True)
+  counts = bootstrap.resample(unit.max() + 1, replicates, seed)[:, unit]
+  counts = np.r_[np.ones((1, len(unit))), counts]
+
+  def moments(values):
+    error = values.var(axis=1, ddof=1) / continuations
+    return values.mean(axis=1), error
+
+  value, error = moments(true[:, :, 0])
+  difference, difference_error = moments(true[:, :, 0] - true[:, :, 1])
+  order = np.argsort(predicted[:, 0], kind="stable")
+  deciles = []
+  for part in np.array_split(order, _DECILES):
+    half = 1.96 * value[part].std() / np.sqrt(len(part))
+    middle = float(value[part].mean())
+    deciles.append(
+      {
+        "predicted": float(predicted[part, 0].mean()),
+        "true": middle,
+        "true_ci95": [middle - half, middle + half],
+      }
+    )
+  return {
+    "states": len(value),
+    "users": int(unit.max() + 1),
+    "continuations": continuations,
+    "beyond": float(np.mean(compared.beyond)),
+    "value": {
+      "mean_predicted": float(predicted[:, 0].mean()),
+      "mean_true": float(value.mean()),
+      **_ready(_agreement(predicted[:, 0], value, error, counts, True)),
+      "deciles": deciles,
+    },
+    "advantage": _ready(
+      _agreement(
+        predicted[:, 0] - predicted[:, 1],
+        difference,
+        difference_error,
+        counts,
+        False,
+      )
+    ),
+  }

@@ -1,0 +1,237 @@
+"""From a log folder, a fitted world and a run's folder to the table."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import kuairand_files
+import numpy as np
+import pytest
+
+from mtf_jax import fusion
+from mtf_jax.datasets import kuairand
+from mtf_jax.evaluation import held_out, mtf_gauc
+from mtf_jax.training import finished, progressive
+from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.worlds import files, kuairand_world, session
+from mtf_jax.worlds.world import fingerprint
+from tests.tiny_run import TINY
+
+_TEST_FROM = 20220429
+_LEAVING = "satisfaction_floor"
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+  """A log folder and the world of 100 of its 120 users."""
+  folder = tmp_path_factory.mktemp("kuairand")
+  kuairand_files.write_folder(
+    folder, num_users=120, num_items=100, num_rows=2400
+  )
+  fit = kuairand_world.fit_world(
+    folder,
+    test_from=_TEST_FROM,
+    num_users=100,
+    pool_size=64,
+    num_candidates=20,
+    slate_size=4,
+    seed=0,
+  )
+  return folder, fit.world
+
+
+@pytest.fixture(scope="module")
+def rows(fitted):
+  folder, world = fitted
+  return held_out.read(folder, world, test_from=_TEST_FROM, seed=0)
+
+
+def test_rows_are_the_logs_held_out_days(fitted, rows):
+  folder, _ = fitted
+  catalogue = kuairand.read_catalogue(folder)
+  log, _ = kuairand.read_log(folder, catalogue)
+  _, later = kuairand.split_days(log, _TEST_FROM)
+  shown = rows.impressions
+  np.testing.assert_array_equal(shown.user[shown.day], later.user)
+  np.testing.assert_array_equal(rows.date[shown.day], later.date)
+  np.testing.assert_array_equal(shown.label, later.play_seconds > 10)
+  assert rows.scores.shape == (len(later.user), 5)
+  assert np.all(rows.scores > 0)
+  interaction = later.like + later.comment + later.follow + later.forward > 0
+  expected = (
+    (later.play_seconds > 10)
+    + 0.02 * later.play_seconds
+    + 0.3 * (later.play_seconds >= later.duration)
+    + 2 * interaction
+  )
+  np.testing.assert_allclose(shown.reward, expected, rtol=1e-5)
+  last = rows.on(rows.date.max())
+  assert set(last.date) == {later.date.max()}
+  assert len(last.impressions.label) == np.sum(later.date == later.date.max())
+  np.testing.assert_array_equal(
+    last.impressions.user[last.impressions.day],
+    later.user[later.date == later.date.max()],
+  )
+
+
+def test_policies_see_what_the_world_shows_at_a_sessions_start(fitted, rows):
+  folder, world = fitted
+  catalogue = kuairand.read_catalogue(folder)
+  log, _ = kuairand.read_log(folder, catalogue)
+  count = np.bincount(log.user, minlength=120)
+  users = kuairand_world.most_active(count, 100)
+  assert not rows.in_world.all()
+  for day in np.flatnonzero(rows.in_world)[:5]:
+    (own,) = np.flatnonzero(users == rows.impressions.user[day])
+    first = np.flatnonzero(
+      (log.user == users[own]) & (log.date == rows.date[day])
+    )[0]
+    hour = (log.time_ms[first] / 3.6e6 + 8) % 24 / 24
+    state = session.reset(jax.random.key(5), world)._replace(
+      user=jnp.asarray(own, jnp.int32), hour=jnp.asarray(hour, jnp.float32)
+    )
+    np.testing.assert_allclose(
+      rows.observation[day], session.observe(world, state), atol=1e-4
+    )
+
+
+def test_an_action_fuses_alike_for_one_and_for_all(fitted, rows):
+  _, world = fitted
+  action = jnp.linspace(-0.5, 0.5, 10, dtype=jnp.float32)
+  found = held_out.policy_score(
+    rows, session.fixed_action, action, world.fusion_spec
+  )
+  weights = fusion.weights_from_action(action, world.fusion_spec)
+  np.testing.assert_allclose(
+    found, held_out.global_score(rows, weights), rtol=1e-5
+  )
+  # Personal actions reach the impressions of their own day.
+  personal = jax.random.uniform(
+    jax.random.key(0), (len(rows.date), 10), minval=-1.0
+  )
+  day = rows.impressions.day
+  found = held_out.fuse(rows.scores, day, personal, world.fusion_spec)
+  for n in (0, len(day) // 2, len(day) - 1):
+    weights = fusion.weights_from_action(personal[day[n]], world.fusion_spec)
+    expected = fusion.fused_log_score(
+      jnp.asarray(rows.scores[n : n + 1]), weights
+    )
+    np.testing.assert_allclose(found[n], expected[0], rtol=1e-5)
+
+
+def test_chosen_weights_are_no_worse_where_they_were_chosen(fitted, rows):
+  _, world = fitted
+
+  def to_weights(point):
+    return fusion.weights_from_action(
+      point.astype(np.float32), world.fusion_spec
+    )
+
+  def value(weights):
+    score = held_out.global_score(rows, weights)
+    auc = mtf_gauc.day_auc(score, rows.impressions)
+    return mtf_gauc.mtf_gauc(auc, rows.impressions)
+
+  best = held_out.best_weights(
+    rows, to_weights, 10, population=12, iterations=3
+  )
+  assert value(best) > value(to_weights(np.zeros(10)))
+
+
+def test_another_ranker_or_day_than_the_fits_is_refused(fitted):
+  folder, world = fitted
+  with pytest.raises(ValueError, match="seed: expected the ranker that the"):
+    held_out.read(folder, world, test_from=_TEST_FROM, seed=1)
+  with pytest.raises(ValueError, match="test_from: expected the log and the"):
+    held_out.read(folder, world, test_from=_TEST_FROM + 1, seed=0)
+
+
+@pytest.fixture
+def run_dir(fitted, tmp_path):
+  """A run's folder; its two policies answer a ramp and its opposite."""
+  _, world = fitted
+  folder = tmp_path / "run"
+  seed_folder = folder / f"seed_3_{_LEAVING}"
+  algorithm = progressive.make_algorithm(TINY.train, world)
+  plan = {"seeds": [3], "leaving": [_LEAVING], "config": TINY.to_json()}
+  record = {"world": fingerprint(world)}
+  ramp = jnp.linspace(-0.5, 0.5, 10)
+  for name, action in (("checkpoints", ramp), ("one_round", -ramp)):
+    state = finished.new_state(algorithm, world, TINY.train)
+    zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
+    state = progressive.start_at(
+      state._replace(actor_params={**state.actor_params, "network": zeros}),
+      action,
+    )
+    checkpoints = Checkpoints(seed_folder / name)
+    checkpoints.save(1, state, record)
+    checkpoints.close()
+  (folder / "run.json").write_text(json.dumps(plan))
+  return folder
+
+
+def test_policies_come_from_the_runs_folder(fitted, run_dir):
+  _, world = fitted
+  plan = finished.read_plan(run_dir)
+  assert plan.train == TINY.train
+  algorithm = progressive.make_algorithm(plan.train, world)
+
+  def read(world):
+    return finished.read_policies(
+      run_dir, 3, _LEAVING, world, algorithm, plan.train
+    )
+
+  found = read(world.with_leaving("temper_budget"))
+  ramp = np.linspace(-0.5, 0.5, 10)
+  np.testing.assert_allclose(found.es, ramp, rtol=1e-6)
+  observation = jnp.zeros((len(world.observation_names),))
+  np.testing.assert_allclose(
+    algorithm.learner.act(found.one_round, observation), -ramp, rtol=1e-5
+  )
+  other = world.replace(user_features=world.user_features + 1)
+  with pytest.raises(ValueError, match="expected the world"):
+    read(other)
+  (run_dir / f"seed_3_{_LEAVING}" / "one_round").rename(run_dir / "gone")
+  with pytest.raises(ValueError, match="one_round: expected checkpoints"):
+    read(world)
+  with pytest.raises(ValueError, match="expected a progressive run"):
+    finished.read_plan(run_dir / "gone")
+
+
+def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
+  folder, world = fitted
+  files.save_world(tmp_path / "fitted.world", world)
+  # A process of its own: launchers share names of flags.
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "experiments.log_gauc",
+      f"--world={tmp_path / 'fitted.world'}",
+      f"--log_dir={folder}",
+      f"--run={run_dir}",
+      f"--out={tmp_path / 'out.json'}",
+      f"--test_from={_TEST_FROM}",
+    ],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "best powers chosen" in done.stdout
+  result = json.loads((tmp_path / "out.json").read_text())
+  assert result["fingerprint"] == fingerprint(world)
+  later, every = result["days"]
+  assert later["dates"] == every["dates"][1:]
+  judged = later["leaving"][_LEAVING]
+  assert judged["users_in_world"] <= judged["users"]
+  assert set(judged["mean"]) >= {"uniform powers", "ES", "one round"}
+  # One seed: its mean is itself. This progressive policy is its own ES.
+  for name in ("one round", "progressive"):
+    assert judged["runs"]["3"][name] == judged["mean"][name]
+  assert judged["mean"]["progressive"]["minus_base"] == 0
+  assert judged["mean"]["one round"]["minus_base"] != 0
