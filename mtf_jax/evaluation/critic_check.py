@@ -1,8 +1,10 @@
 """Critics against the world: Q beside the true discounted return.
 
 The rows are those that a learner trains on: states visited, and actions drawn,
-in the box around a policy in service. From each state, as the simulator has it,
-the session is continued many times under the policy that the critics judge.
+in the box around a policy in service. From each state, as the simulator has it, the
+session is continued many times under the policy that the critics judge, each
+time with other candidates and another noise of the user to come: a policy
+decides before it sees either.
 
 Two questions, the second the harder one. Does Q tell rich states from poor
 ones: `Q(s, a)` against the return. Does it tell actions apart, which is all the
@@ -12,14 +14,16 @@ numbers. (A term that is even in the deviation cancels there.)
 
 What is compared with what: Q bootstraps with phi, the true return with 1, so
 that a policy outside its box has a Q below its return by construction. The true
-return knows the simulator's whole state, Q an observation; a perfect critic
-therefore has slope 1 and intercept 0, and a correlation below 1.
+return knows the user and how the session went, hidden mood included, Q an
+observation; a perfect critic therefore has slope 1 and intercept 0, and a
+correlation below 1.
 
 Letters: `K` states, `M` continuations of each, `A` action components, `G`
 reward groups, `R` bootstrap replicates.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -31,6 +35,7 @@ from mtf_jax.critic import ensemble_mean_std
 from mtf_jax.evaluation import bootstrap
 from mtf_jax.learners.integrated_rl import State
 from mtf_jax.networks import Critic
+from mtf_jax.training.progressive_report import Table
 from mtf_jax.worlds import session
 from mtf_jax.worlds.session import Act, ExpectedRewards, SessionState
 from mtf_jax.worlds.world import World
@@ -43,16 +48,17 @@ _DECILES = 10
 class Effort(NamedTuple):
   """How much is simulated; everything static.
 
-  states: `K`. Their number decides how sure the figures are; two continuations
-    of each are enough to tell the noise of a return from what states differ in.
-  continuations: `M`, 2 or more.
+  states: `K`.
+  continuations: `M`, 2 or more: they tell the noise of a return from what states
+    differ in. Slopes are surer with more states, correlations without noise
+    with more continuations.
   sessions: sessions that the states are drawn from.
   max_requests: requests of these sessions, as in the log.
   horizon: requests of a continuation.
   """
 
-  states: int = 4096
-  continuations: int = 4
+  states: int = 2048
+  continuations: int = 8
   sessions: int = 4096
   max_requests: int = 16
   horizon: int = 40
@@ -144,7 +150,7 @@ def compare(
 
   def one(inputs):
     visited, key = inputs
-    action_key, policy_key, noise_key = jax.random.split(key, 3)
+    action_key, policy_key, future_key = jax.random.split(key, 3)
     observation = session.observe(world, visited)
     decision = act(behaviour, observation, action_key)
     box = decision.box
@@ -153,13 +159,13 @@ def compare(
     standard = (observation - mean) / scale
     predicted = jax.vmap(q, in_axes=(None, 0, None))(standard, both, box)
 
-    def true(action, noise):
+    def true(action, future):
       value = session.action_value(
         world,
         table,
         act,
         target,
-        visited._replace(noise_key=noise),
+        future,
         action,
         numbers.discount,
         effort.horizon,
@@ -168,9 +174,11 @@ def compare(
       reward = value.reward[:groups] + numbers.reward_shift * value.requests
       return jnp.sum(numbers.group_weights * reward), value.beyond
 
-    noise = jax.random.bits(noise_key, (effort.continuations, 2), jnp.uint32)
+    futures = jax.vmap(session.redraw, in_axes=(0, None))(
+      jax.random.split(future_key, effort.continuations), visited
+    )
     over_actions = jax.vmap(true, in_axes=(0, None))
-    value, beyond = jax.vmap(over_actions, in_axes=(None, 0))(both, noise)
+    value, beyond = jax.vmap(over_actions, in_axes=(None, 0))(both, futures)
     return Compared(visited.user, predicted, value, jnp.mean(beyond[:, 0]))
 
   keys = jax.random.split(key, effort.states)
@@ -281,3 +289,43 @@ def figures(
       )
     ),
   }
+
+
+def table(title: str, found: Mapping[str, Any]) -> Table:
+  """`figures` for reading: calibration by decile, the rest in the note.
+
+  Args:
+    title: heading.
+    found: of `figures`.
+  """
+
+  def cell(part, name):
+    value, (low, high) = part[name], part[f"{name}_ci95"]
+    if value is None:
+      return "undefined"
+    if low is None:
+      return f"{value:.2f}"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+  value, advantage = found["value"], found["advantage"]
+  note = (
+    f"Q against the true discounted return of {found['states']} states x"
+    f" {found['continuations']} continuations: correlation"
+    f" {cell(value, 'correlation_without_noise')}, slope"
+    f" {cell(value, 'slope')}. Differences between two actions of a state:"
+    f" correlation {cell(advantage, 'correlation_without_noise')} without the"
+    f" returns' noise, {cell(advantage, 'correlation')} with it; slope"
+    f" {cell(advantage, 'slope')}. 95% intervals over users."
+  )
+  rows = []
+  for number, part in enumerate(value["deciles"], 1):
+    low, high = part["true_ci95"]
+    rows.append(
+      (
+        str(number),
+        f"{part['predicted']:.1f}",
+        f"{part['true']:.1f} [{low:.1f}, {high:.1f}]",
+      )
+    )
+  header = ("decile of Q", "mean Q", "mean true return [95%]")
+  return Table(title, note, header, rows)

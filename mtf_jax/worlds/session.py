@@ -132,6 +132,26 @@ def reset(rng_key: chex.PRNGKey, world: World) -> SessionState:
   )
 
 
+def redraw(rng_key: chex.PRNGKey, state: SessionState) -> SessionState:
+  """Draws anew what a session has yet to meet; its past stays.
+
+  Candidates to come may then be items that were candidates before.
+
+  Args:
+    rng_key: random number generator key, consumed.
+    state: a session.
+
+  Returns:
+    The session before other candidates and another noise of the user.
+  """
+  bits = jax.random.bits(rng_key, (4,), jnp.uint32)
+  return state._replace(
+    ring_start=bits[0],
+    ring_stride=bits[1] | jnp.uint32(1),
+    noise_key=bits[2:4],
+  )
+
+
 def _context(hour: jax.Array) -> jax.Array:
   """`[2]`: 1 at the peak of the evening (21 h), and of the morning (15 h off)."""
   angle = 2.0 * jnp.pi * (hour - 21.0 / 24.0)
@@ -561,8 +581,8 @@ def action_value(
   """Discounted value of an action at a state, the policy answering afterwards.
 
   Along one sampled path, lists at their expectation and requests at the
-  probability that they are reached, as in `session_returns`. With another
-  `noise_key` in the state its future is drawn anew, and its past stays.
+  probability that they are reached, as in `session_returns`. The mean over
+  several `redraw` of one state is the value of what is known before a request.
 
   Args:
     world: the world.

@@ -1,0 +1,224 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.evaluation import critic_check
+from mtf_jax.evaluation.critic_check import Compared, Effort
+from mtf_jax.learners.integrated_rl import Coefficients, Normalization, State
+from mtf_jax.networks import Critic
+from mtf_jax.training import progressive_report
+from mtf_jax.worlds import session
+from tests.small_world import small_world
+
+_EFFORT = Effort(states=64, continuations=3, sessions=32, horizon=3)
+_ACTION = jnp.linspace(-0.3, 0.3, 10)
+
+
+def _act(params, observation, rng_key):
+  """Answers 0 or explores around it; the half-width is the parameter."""
+  del observation
+  box = session.action_box(jnp.zeros((10,)), -params, params)
+  action = session.sample_box(rng_key, box)
+  return session.Decision(action, box, session.box_log_prob(action, box))
+
+
+def _state(world, **coefficients):
+  size = len(world.observation_names)
+  numbers = Coefficients(**coefficients)
+  numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), numbers)
+  numbers = numbers._replace(
+    group_weights=jnp.broadcast_to(numbers.group_weights, 2),
+    reward_shift=jnp.broadcast_to(numbers.reward_shift, 2),
+  )
+  return State(
+    actor_params=(),
+    critic_params=jnp.asarray(1.0),
+    target_actor_params=(),
+    target_critic_params=(),
+    actor_optimizer=(),
+    critic_optimizer=(),
+    coefficients=numbers,
+    normalization=Normalization(jnp.full((size,), 0.5), jnp.full((size,), 2.0)),
+  )
+
+
+@pytest.fixture(scope="module")
+def known():
+  """A world where each shown list is worth the user's first feature."""
+  world = small_world()
+  users = np.asarray(world.population)
+  worth = np.abs(np.asarray(world.user_features)[users, 0]) + 0.1
+  features = world.user_features.at[users, 0].set(worth)
+  world = world.replace(user_features=features)
+  slots, length = world.pool.shape[1], world.slate_size
+  row = jnp.zeros((world.pool.shape[0],), jnp.int32)
+  reward = jnp.asarray(worth)[:, None, None] / length / 2
+  table = session.ExpectedRewards(
+    row.at[users].set(np.arange(len(users))),
+    jnp.broadcast_to(reward, (len(users), slots, 2)),
+  )
+  return world, table
+
+
+def _apply(params, observation, action, box):
+  """What such a list is worth, in two groups, by an ensemble of two."""
+  del action, box
+  value = params * (observation[:, 0] * 2.0 + 0.5) / 2
+  value = jnp.broadcast_to(value[:, None, None], (len(observation), 2, 2))
+  return value + jnp.array([-0.3, 0.3])[None, None, :]
+
+
+_KNOWN = Critic(init=None, apply=_apply)
+
+
+def _compare(known, **coefficients):
+  world, table = known
+  return critic_check.compare(
+    jax.random.key(0),
+    world,
+    table,
+    _act,
+    jnp.asarray(0.15),
+    jnp.asarray(0.0),
+    _KNOWN,
+    _state(world, **coefficients),
+    _EFFORT,
+  )
+
+
+def test_a_known_q_is_recovered(known):
+  compared = _compare(known, discount=0.0)
+  np.testing.assert_allclose(
+    compared.true,
+    np.broadcast_to(compared.predicted[:, None, :], (64, 3, 2)),
+    rtol=1e-5,
+  )
+  np.testing.assert_array_equal(compared.beyond, 0)
+  found = critic_check.figures(compared)
+  value = found["value"]
+  for name, expected in (
+    ("correlation", 1),
+    ("slope", 1),
+    ("intercept", 0),
+    ("reliability", 1),
+  ):
+    np.testing.assert_allclose(
+      [value[name], *value[f"{name}_ci95"]], expected, atol=1e-4
+    )
+  for decile in value["deciles"]:
+    assert decile["predicted"] == pytest.approx(decile["true"], rel=1e-4)
+  # No action matters here, so that there is nothing to correlate with.
+  assert found["advantage"]["correlation"] is None
+  assert "undefined" in critic_check.table("Q", found).note
+
+
+def test_weights_and_shift_of_the_groups_count(known):
+  plain = _compare(known, discount=0.5)
+  weighted = _compare(known, discount=0.5, group_weights=3.0)
+  np.testing.assert_allclose(weighted.true, 3 * plain.true, rtol=1e-5)
+  np.testing.assert_allclose(weighted.predicted, 3 * plain.predicted, rtol=1e-5)
+  shifted = _compare(known, discount=0.5, reward_shift=1.0)
+  more = np.asarray(shifted.true - plain.true)
+  # Two groups, and at most 1 + 1/2 + 1/4 requests.
+  assert np.all(more >= 2 * (1 - 1e-5)) and np.all(more <= 3.5 * (1 + 1e-5))
+  assert more.std() > 0
+  assert np.all(plain.beyond > 0) and np.all(plain.beyond <= 0.125)
+
+
+def test_value_from_the_start_is_the_sessions_return():
+  world = small_world()
+  world = world.replace(population=world.population[:16])
+  table = session.expected_rewards(world)
+  world_key, policy_key = jax.random.split(jax.random.key(3))
+  returns = jax.jit(session.session_return, static_argnums=(2, 4, 5))(
+    world,
+    table,
+    session.fixed_action,
+    _ACTION,
+    2,
+    session.observe,
+    world_key,
+    policy_key,
+  )
+  action_value = jax.jit(session.action_value, static_argnums=(2, 7))
+  start = session.reset(world_key, world)
+
+  def value(first, discount, max_requests, state=start):
+    return action_value(
+      world,
+      table,
+      session.fixed_action,
+      _ACTION,
+      state,
+      first,
+      discount,
+      max_requests,
+      policy_key,
+    )
+
+  whole = value(_ACTION, 1.0, 2)
+  np.testing.assert_allclose(whole.reward, returns.expected, rtol=1e-5)
+  np.testing.assert_allclose(whole.requests, returns.requests, rtol=1e-6)
+  # One request of another action, then the policy: the first request is worth
+  # what it is worth alone, the others what they are worth to it.
+  other = value(-_ACTION, 1.0, 1)
+  state, _ = session.step(world, start, -_ACTION)
+  rest = value(_ACTION, 1.0, 1, state)
+  both = value(-_ACTION, 1.0, 2)
+  np.testing.assert_allclose(
+    both.reward, other.reward + other.beyond * rest.reward, rtol=1e-5
+  )
+  half = value(-_ACTION, 0.5, 2)
+  np.testing.assert_allclose(
+    half.reward, other.reward + 0.5 * (both.reward - other.reward), rtol=1e-5
+  )
+
+
+def test_redraw_changes_what_comes_and_nothing_else():
+  state = session.reset(jax.random.key(0), small_world())
+  other = session.redraw(jax.random.key(1), state)
+  changed = {"ring_start", "ring_stride", "noise_key"}
+  for name, old, new in zip(state._fields, state, other, strict=True):
+    same = jax.tree.map(np.array_equal, old, new)
+    assert all(jax.tree.leaves(same)) == (name not in changed)
+    assert old is new or jnp.asarray(old).dtype == jnp.asarray(new).dtype
+  assert int(other.ring_stride) % 2 == 1
+
+
+def test_noise_of_the_returns_is_taken_out():
+  """Returns are twice the prediction, something hidden, and noise."""
+  rng = np.random.default_rng(0)
+  num_states, continuations = 4000, 8
+  user = rng.integers(500, size=num_states)
+  predicted = rng.standard_normal((num_states, 2)) + 5
+  noise = rng.standard_normal((num_states, continuations, 2))
+  hidden = rng.standard_normal(num_states)
+  true = 1 + 2 * predicted + hidden[:, None]
+  compared = Compared(
+    user, predicted, true[:, None] + 8 * noise, np.zeros(num_states)
+  )
+  found = critic_check.figures(compared)
+  value, advantage = found["value"], found["advantage"]
+
+  def holds(part, name, expected):
+    low, high = part[f"{name}_ci95"]
+    assert low < expected < high
+    assert high - low < 0.6 * max(expected, 1)
+
+  # Variances: 4 of what is predicted, 1 hidden, 64 / 8 of noise.
+  holds(value, "slope", 2)
+  holds(value, "reliability", 5 / 13)
+  holds(value, "correlation", (4 / 13) ** 0.5)
+  holds(value, "correlation_without_noise", (4 / 5) ** 0.5)
+  low, high = value["intercept_ci95"]
+  assert low < 1 < high
+  # The hidden part is the same for both actions.
+  holds(advantage, "slope", 2)
+  holds(advantage, "reliability", 8 / 24)
+  holds(advantage, "correlation_without_noise", 1)
+  assert sum(d["predicted"] for d in value["deciles"]) / 10 == pytest.approx(
+    value["mean_predicted"]
+  )
+  page = progressive_report.markdown([critic_check.table("Q", found)])
+  assert page.count("\n| ") == 12

@@ -1,0 +1,87 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.evaluation import segments
+from mtf_jax.training import progressive_report
+from mtf_jax.training.progressive import Judged
+from tests.small_world import small_world
+
+
+@pytest.fixture(scope="module")
+def judged():
+  """Active users gain 10%, the others nothing."""
+  world = small_world()
+  rng = np.random.default_rng(0)
+  user = rng.choice(64, 2000).astype(np.int32)
+  activity = np.asarray(world.user_features)[
+    :, world.feature_names.index("activity")
+  ]
+  edge = np.quantile(activity[np.unique(user)], 2 / 3)
+  base = rng.gamma(4.0, size=2000)
+  policy = base * np.where(activity[user] >= edge, 1.1, 1.0)
+  policy += 0.01 * rng.standard_normal(2000)
+
+  def as_judged(reward):
+    return Judged(user, reward, np.zeros((2000, 3)), np.ones(2000))
+
+  return as_judged(policy), as_judged(base), world
+
+
+def test_the_segment_that_gains_is_found(judged):
+  policy, base, world = judged
+  rows = segments.gains(policy, base, world)
+  found = {(row["feature"], row["segment"]): row for row in rows}
+  assert found["activity", "high"]["reward_gain_pct"] == pytest.approx(
+    10, abs=0.3
+  )
+  for segment in ("low", "middle"):
+    low, high = found["activity", segment]["reward_gain_ci95"]
+    assert -0.5 < low < high < 0.5
+  assert [row["users"] for row in rows[1:4]] == [21, 21, 22]
+
+
+def test_segments_add_up_to_all(judged):
+  rows = segments.gains(*judged)
+  everyone = rows[0]
+  assert everyone["sessions"] == 2000 and everyone["base_share"] == 1
+  for name in ("activity", "history_play", "history_interaction"):
+    own = [row for row in rows if row["feature"] == name]
+    assert [row["segment"] for row in own] == ["low", "middle", "high"]
+    for count in ("users", "sessions"):
+      assert sum(row[count] for row in own) == everyone[count]
+    total = sum(row["base_share"] * row["reward_gain_pct"] for row in own)
+    assert total == pytest.approx(everyone["reward_gain_pct"], rel=1e-9)
+
+
+def test_a_single_user_has_no_interval(judged):
+  policy, base, world = judged
+
+  def first(judged):
+    return Judged(*(leaf[judged.user == base.user[0]] for leaf in judged))
+
+  rows = segments.gains(first(policy), first(base), world)
+  assert rows[0]["users"] == 1
+  assert rows[0]["reward_gain_ci95"] == [None, None]
+  assert segments.table("one", rows).rows[0][-1] == ""
+
+
+def test_table_reads_as_markdown(judged):
+  rows = segments.gains(*judged)
+  page = progressive_report.markdown([segments.table("Segments", rows)])
+  lines = page.splitlines()
+  assert lines[0] == "## Segments"
+  (line,) = [line for line in lines if line.startswith("| activity: high")]
+  assert f"{rows[3]['reward_gain_pct']:+.2f} [" in line
+
+
+def test_unpaired_policies_and_unknown_features_are_refused(judged):
+  policy, base, world = judged
+  with pytest.raises(ValueError, match="expected the same users' sessions"):
+    segments.gains(policy._replace(user=base.user[::-1]), base, world)
+  bare = world.replace(
+    user_features=jnp.zeros_like(world.user_features[:, :1]),
+    feature_names=("shoe_size",),
+  )
+  with pytest.raises(ValueError, match="expected a user feature of user_log"):
+    segments.gains(policy, base, bare)
