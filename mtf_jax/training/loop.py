@@ -128,10 +128,15 @@ def update_chunk_many(
   batch_size: int,
   num_updates: int,
 ) -> tuple[TrainState, Any]:
-  """`update_chunk` of `R` runs on one dataset; metrics are `[R, U, ...]`."""
+  """`update_chunk` of `R` runs; metrics are `[R, U, ...]`.
+
+  The runs share one dataset, or the dataset has a leading axis `R` too.
+  """
+  one_each = dataset.num_transitions.ndim == 1
   return jax.vmap(
-    lambda one: _chunk(learner, one, dataset, batch_size, num_updates)
-  )(state)
+    lambda run, rows: _chunk(learner, run, rows, batch_size, num_updates),
+    in_axes=(0, 0 if one_each else None),
+  )(state, dataset)
 
 
 def first_non_finite(metrics: Any) -> str:
@@ -222,7 +227,8 @@ def train_many(
   """Trains `R` runs at once: seeds, coefficients, or both.
 
   `state` has a leading axis `R` on every leaf, coefficients and keys among
-  them. A run that meets a value that is not finite stays at its last good
+  them. `dataset` is one for all runs, or has the axis as well: one for each. A
+  run that meets a value that is not finite stays at its last good
   state, is named in the log, and has `healthy` False in the result; the others
   go on. Arguments are otherwise those of `train`.
 

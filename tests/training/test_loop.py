@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,6 +220,28 @@ def test_many_runs_equal_separate_runs(dataset):
       ),
       many.learner,
       one.learner,
+    )
+
+
+def test_every_run_draws_from_its_own_dataset():
+  datasets = [sessions.device_dataset(random_log(seed=seed)) for seed in (1, 2)]
+  options = {"batch_size": 16, "chunk_size": 10}
+  stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+  many = loop.train_many(
+    _LEARNER,
+    stack(*(start(dataset) for dataset in datasets)),
+    stack(*datasets),
+    20,
+    **options,
+  )
+  for run, dataset in enumerate(datasets):
+    alone = loop.train(_LEARNER, start(dataset), dataset, 20, **options)
+    jax.tree.map(
+      lambda a, b, run=run: np.testing.assert_allclose(
+        a[run], b, rtol=1e-4, atol=1e-4
+      ),
+      many.learner,
+      alone.learner,
     )
 
 
