@@ -270,7 +270,9 @@ def _play_group(
   critics = {}
   for critic, config in configs.items():
     record = {"config": config.to_json(), "worlds": names, "seeds": list(seeds)}
-    of_critic = progressive.with_algorithm(run, config, algorithms[critic])
+    of_critic = run
+    if critic != first:
+      of_critic = progressive.with_algorithm(run, config, algorithms[critic])
     critics[critic] = _play(of_critic, record, folder / critic, watch)
   started = time.monotonic()
   bounds = progressive.headroom_figures(run)
@@ -450,17 +452,16 @@ def _report(
     "seeds": summaries,
   }
   _write(out_dir / "summary.json", json.dumps(summary, indent=1))
-  overview = progressive_report.overview_table(
-    {
-      (leaving, critic): {
-        seed: _figures(result, critic)
-        for (seed, of_leaving), result in found.items()
-        if of_leaving == leaving
-      }
-      for leaving in plan["leaving"]
-      for critic in plan["critics"]
+  columns = {
+    (leaving, critic): {
+      seed: _figures(result, critic)
+      for (seed, of_leaving), result in found.items()
+      if of_leaving == leaving
     }
-  )
+    for leaving in plan["leaving"]
+    for critic in plan["critics"]
+  }
+  overview = progressive_report.overview_table(columns)
   tables = {
     title: progressive_report.result_table(title, page)
     for title, page in pages.items()
@@ -478,7 +479,7 @@ def _report(
     _say("No report.html: matplotlib (the `plots` extra) is not installed.")
   else:
     page = progressive_report.html(
-      overview, tables, pages, seconds, configuration
+      columns, tables, pages, seconds, configuration
     )
     _write(out_dir / "report.html", page)
     written.append("report.html")

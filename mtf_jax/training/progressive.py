@@ -393,6 +393,28 @@ def judge(
   )
 
 
+@functools.partial(
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests")
+)
+def judge_service(
+  rng_key: chex.PRNGKey,
+  world: World,
+  table: ExpectedRewards,
+  act: session.Act,
+  params: Service,
+  num_sessions: int,
+  max_requests: int,
+) -> Judged:
+  """`judge` of each seed; arguments and result have the axis `R`."""
+
+  def one(rng_key, world, table, params):
+    return judge(rng_key, world, table, act, params, num_sessions, max_requests)
+
+  return jax.vmap(one, in_axes=(0, 0, 0, _SERVICE_AXES))(
+    rng_key, world, table, params
+  )
+
+
 class Comparison(NamedTuple):
   """Relative gain of one policy over another, percent.
 
@@ -607,19 +629,14 @@ def service(
 
 
 def _judge(run: Run, params: Service) -> Judged:
-  def one(rng_key, world, table, params):
-    return judge(
-      rng_key,
-      world,
-      table,
-      run.algorithm.act,
-      params,
-      run.config.evaluation_sessions,
-      run.config.max_requests,
-    )
-
-  return jax.vmap(one, in_axes=(0, 0, 0, _SERVICE_AXES))(
-    run.keys["evaluation"], run.judging, run.table, params
+  return judge_service(
+    run.keys["evaluation"],
+    run.judging,
+    run.table,
+    run.algorithm.act,
+    params,
+    run.config.evaluation_sessions,
+    run.config.max_requests,
   )
 
 
@@ -683,6 +700,47 @@ def _linear_policy(
   return jax.vmap(one)(world, action)
 
 
+def assemble(
+  config: ProgressiveConfig,
+  worlds: Sequence[World],
+  seeds: Sequence[int],
+  algorithm: Algorithm,
+) -> Run:
+  """The run before anything is searched, tabulated or judged; see `prepare`.
+
+  `table`, `start` and `base` are None, ES and the normalisation are zeros.
+  """
+  lanes = []
+  for world, seed in zip(worlds, seeds, strict=True):
+    rng = np.random.default_rng(seed)
+    users = np.unique(np.asarray(world.population))
+    kept = rng.choice(users, min(config.num_users, users.size), replace=False)
+    # The name is static: with it, each seed's world would be compiled anew.
+    lanes.append(
+      world.replace(
+        population=jnp.asarray(np.sort(kept), jnp.int32), name="progressive"
+      )
+    )
+  world = stack(lanes)
+  names = ("search", "headroom", "network", "evaluation", "round", "one_round")
+  seeded = jnp.stack([jax.random.key(seed) for seed in seeds])
+  split = jax.vmap(lambda key: jax.random.split(key, len(names)))(seeded)
+  features = jnp.zeros((len(seeds), len(world.observation_names)), jnp.float32)
+  return Run(
+    config=config,
+    seeds=tuple(seeds),
+    world=world,
+    judging=jax.vmap(judging_world)(world),
+    table=None,
+    es=jnp.zeros((len(seeds), world.num_actions), jnp.float32),
+    normalization=Normalization(features, features),
+    algorithm=algorithm,
+    start=None,
+    base=None,
+    keys={name: split[:, n] for n, name in enumerate(names)},
+  )
+
+
 def prepare(
   config: ProgressiveConfig,
   worlds: Sequence[World],
@@ -702,48 +760,21 @@ def prepare(
   Returns:
     The run before its first round.
   """
-  lanes = []
-  for world, seed in zip(worlds, seeds, strict=True):
-    rng = np.random.default_rng(seed)
-    users = np.unique(np.asarray(world.population))
-    kept = rng.choice(users, min(config.num_users, users.size), replace=False)
-    # The name is static: with it, each seed's world would be compiled anew.
-    lanes.append(
-      world.replace(
-        population=jnp.asarray(np.sort(kept), jnp.int32), name="progressive"
-      )
-    )
-  world = stack(lanes)
-  names = ("search", "headroom", "network", "evaluation", "round", "one_round")
-  seeded = jnp.stack([jax.random.key(seed) for seed in seeds])
-  split = jax.vmap(lambda key: jax.random.split(key, len(names)))(seeded)
-  keys = {name: split[:, n] for n, name in enumerate(names)}
-  judging = jax.vmap(judging_world)(world)
-  zero = jnp.zeros((len(seeds), world.num_actions), jnp.float32)
-  begin = _linear_policy(world, zero, _ES_LIMIT)
+  run = assemble(config, worlds, seeds, algorithm)
+  begin = _linear_policy(run.world, run.es, _ES_LIMIT)
   # The hidden state comes after what a policy observes.
-  num_features = len(world.observation_names)
-  run = Run(
-    config=config,
-    seeds=tuple(seeds),
-    world=world,
-    judging=judging,
-    table=jax.vmap(session.expected_rewards)(judging),
-    es=zero,
+  num_features = run.normalization.mean.shape[1]
+  run = run._replace(
+    table=jax.vmap(session.expected_rewards)(run.judging),
     normalization=Normalization(
       begin.mean[:, :num_features], begin.scale[:, :num_features]
     ),
-    algorithm=algorithm,
-    start=None,
-    base=None,
-    keys=keys,
   )
   # Blind, yet of the privileged policy's shape: one program finds both.
   blind = begin._replace(scale=jnp.full_like(begin.scale, jnp.inf))
-  found = _search(run, keys["search"], blind, config.es_search)
-  run = with_algorithm(
-    run._replace(es=found.weights[:, :, 0]), config, algorithm
-  )
+  found = _search(run, run.keys["search"], blind, config.es_search)
+  run = run._replace(es=found.weights[:, :, 0])
+  run = with_algorithm(run, config, algorithm)
   return run._replace(base=_judge(run, es_service(run)))
 
 
@@ -760,36 +791,51 @@ def with_algorithm(
   Returns:
     The run before its first round.
   """
-  world = run.world
-  zero = jnp.zeros((world.num_actions,), jnp.float32)
-  observation = jnp.zeros((len(world.observation_names),), jnp.float32)
+  start = _initial_state(
+    algorithm.learner,
+    run.keys["network"],
+    run.normalization,
+    run.es,
+    tuple(sorted(config.train.coefficients.items())),
+    run.world.group_weights.shape[1],
+  )
+  return run._replace(config=config, algorithm=algorithm, start=start)
+
+
+# The coefficients are static here and nowhere else: `init` checks numbers only
+# where they are known.
+@functools.partial(
+  jax.jit, static_argnames=("learner", "coefficients", "num_groups")
+)
+def _initial_state(
+  learner: Learner,
+  rng_key: chex.PRNGKey,
+  normalization: Normalization,
+  es: chex.Array,
+  coefficients: tuple[tuple[str, Any], ...],
+  num_groups: int,
+) -> State:
+  zero = jnp.zeros_like(es[0])
+  observation = jnp.zeros_like(normalization.mean[0])
   box = ActionBox(zero, zero)
   example = Transition(
     observation_tm1=observation,
     action_tm1=zero,
     box_tm1=box,
-    r_t=jnp.zeros((world.group_weights.shape[1],), jnp.float32),
+    r_t=jnp.zeros((num_groups,), jnp.float32),
     discount_t=jnp.zeros((), jnp.float32),
     observation_t=observation,
     box_t=box,
   )
-  coefficients = Coefficients(
-    **{
-      name: jnp.asarray(value)
-      for name, value in config.train.coefficients.items()
-    }
-  )
 
-  @jax.jit
-  @jax.vmap
-  def init(rng_key, normalization, es):
-    state = algorithm.learner.init(
-      rng_key, example, coefficients, normalization
+  def one(rng_key, normalization, es):
+    numbers = Coefficients(
+      **{name: np.asarray(value) for name, value in coefficients}
     )
+    state = learner.init(rng_key, example, numbers, normalization)
     return start_at(state, es)
 
-  start = init(run.keys["network"], run.normalization, run.es)
-  return run._replace(config=config, algorithm=algorithm, start=start)
+  return jax.vmap(one)(rng_key, normalization, es)
 
 
 def es_service(run: Run) -> Service:
@@ -999,7 +1045,8 @@ _NETWORKS = {
 }
 
 PRESETS = {
-  # Under a minute: that everything runs; too few rows to learn from.
+  # Seconds, and those mostly the compiler's: that everything runs; too few
+  # rows to learn from.
   "smoke": ProgressiveConfig(
     rounds=2,
     sessions_per_round=2048,
@@ -1033,6 +1080,35 @@ PRESETS = {
       num_updates=2_500,
       chunk_size=250,
       checkpoint_every=250,
+      coefficients={
+        "actor_learning_rate": 1e-4,
+        "critic_learning_rate": 5e-4,
+        "discount": 0.99,
+        "target_step_size": 0.05,
+      },
+    ),
+  ),
+  # The paper's sizes, for one accelerator of 80 GB; benchmarks/
+  # progressive_memory.py says what it takes. The rows of the one-round baseline,
+  # five times those of a round, are most of it.
+  "paper": ProgressiveConfig(
+    rounds=5,
+    sessions_per_round=2_000_000,
+    max_requests=16,
+    num_users=4096,
+    evaluation_sessions=65_536,
+    es_search=Search(80, 4096),
+    headroom_search=Search(80, 4096),
+    world_size="base",
+    collect_parts=40,
+    train=TrainConfig(
+      critic="box",
+      ensemble_size=24,
+      hidden_sizes=(256, 256),
+      batch_size=4096,
+      num_updates=60_000,
+      chunk_size=500,
+      checkpoint_every=500,
       coefficients={
         "actor_learning_rate": 1e-4,
         "critic_learning_rate": 5e-4,

@@ -99,9 +99,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
   return mean - error, mean + error
 
 
-def overview_table(
-  columns: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]],
-) -> Table:
+# (leaving model, critic) -> seed -> figures as in `summary.json`.
+Columns = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
+
+
+def overview_table(columns: Columns) -> Table:
   """Seeds by leaving models and critics, and what holds over the seeds.
 
   Args:
@@ -223,6 +225,40 @@ def _image(figure, alt: str) -> str:
   return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
 
 
+def _overview_picture(columns: Columns) -> str:
+  """Gains with intervals of every seed, leaving models side by side."""
+  count = max(len(by_seed) for by_seed in columns.values())
+  figure = _figure(10, 1.4 + 0.22 * count)
+  grid = figure.subplots(1, len(columns), sharex=True, squeeze=False)
+  for axes, (name, by_seed) in zip(grid.flat, columns.items(), strict=True):
+    place = np.arange(len(by_seed))
+    figures = list(by_seed.values())
+    gain = np.array([row["reward_gain_pct"] for row in figures])
+    interval = np.array([row["reward_gain_ci95"] for row in figures])
+    axes.errorbar(
+      gain,
+      place,
+      xerr=np.abs(interval.T - gain),
+      fmt="o",
+      color=_BLUE,
+      capsize=2,
+      label="progressive",
+    )
+    once = [row["one_round_gain_pct"] for row in figures]
+    axes.plot(once, place, "x", color=_ORANGE, label="one round")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(place, [str(seed) for seed in by_seed])
+    axes.invert_yaxis()
+    axes.set_title(", ".join(name), fontsize=10)
+  handles, labels = grid[0, 0].get_legend_handles_labels()
+  figure.legend(
+    handles, labels, loc="outside upper right", ncols=2, frameon=False
+  )
+  figure.supxlabel("reward over ES, %", fontsize=10)
+  figure.supylabel("seed", fontsize=10)
+  return _image(figure, "gain by seed")
+
+
 def _gains_picture(result: Mapping[str, Any]) -> str:
   """Gains by round: the reward with intervals, and the other outcomes."""
   figure = _figure(10, 3.6)
@@ -258,7 +294,10 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(number)
     axes.set(xlabel="round", ylabel=f"{what} over ES, %")
-    axes.legend(frameon=False, fontsize=9)
+    # Room for the legend above the lines.
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.3 * (high - low))
+    axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=2)
   return _image(figure, "gain by round")
 
 
@@ -276,7 +315,7 @@ def _training_picture(result: Mapping[str, Any]) -> str:
       ("q_std", "critics' disagreement"),
       ("outside_share", "share outside the box"),
       ("bootstrap_weight", "bootstrap weight phi"),
-      ("actor_gradient_norm", "actor's gradient norm"),
+      ("actor_loss", "actor loss"),
     ),
     strict=True,
   ):
@@ -288,8 +327,7 @@ def _training_picture(result: Mapping[str, Any]) -> str:
     for end in ends:
       axes.axvline(end, color=_GREY, linestyle=":", linewidth=0.8)
     axes.set_title(label, fontsize=10)
-    if name.endswith("norm"):
-      axes.set_yscale("log")
+    axes.ticklabel_format(useOffset=False)
   figure.supxlabel("update; dotted: a new round", fontsize=10)
   return _image(figure, "training by update")
 
@@ -329,7 +367,7 @@ def _html_table(table: Table) -> str:
 
 
 def html(
-  overview: Table,
+  columns: Columns,
   tables: Mapping[str, Table],
   results: Mapping[str, Mapping[str, Any]],
   seconds: Table,
@@ -338,7 +376,7 @@ def html(
   """One self-contained page.
 
   Args:
-    overview: of `overview_table`.
+    columns: as of `overview_table`.
     tables: title -> table of one seed, leaving model and critic.
     results: title -> what its figures are drawn from, see `result_table`, and
       `metrics`, the rows of its `metrics.jsonl`.
@@ -348,8 +386,12 @@ def html(
   Returns:
     The page; with several tables each is folded away.
   """
+  overview = overview_table(columns)
   parts = [f"<h2>{overview.title}</h2>", _html_table(overview)]
-  opened = " open" if len(tables) == 1 else ""
+  opened = " open"
+  if len(tables) > 1:
+    opened = ""
+    parts.append(_overview_picture(columns))
   for title, table in tables.items():
     result = results[title]
     parts.append(
@@ -362,5 +404,6 @@ def html(
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     "<title>Progressive training</title>"
     f"<style>{_STYLE}</style><h1>Progressive training</h1>{''.join(parts)}"
-    f"<h2>Configuration</h2><pre>{html_lib.escape(configuration)}</pre></html>"
+    "<details><summary>Configuration, fingerprints, versions</summary>"
+    f"<pre>{html_lib.escape(configuration)}</pre></details></html>"
   )

@@ -198,8 +198,10 @@ def optimise(
     def one(key):
       noise_key, world_key, policy_key = jax.random.split(key, 3)
       delta = deviation[None, :] * jax.random.normal(noise_key, weights.shape)
-      up = gain(weights + delta, world_key, policy_key)
-      down = gain(weights - delta, world_key, policy_key)
+      # One copy of a session in the program, not two.
+      up, down = jax.vmap(
+        lambda sign: gain(weights + sign * delta, world_key, policy_key)
+      )(jnp.asarray([1.0, -1.0], jnp.float32))
       return (up - down) * delta, up + down
 
     slope, level = jax.vmap(one)(jax.random.split(key, search.sessions))
