@@ -132,8 +132,11 @@ def _claim(out_dir: pathlib.Path, plan: dict[str, Any]) -> str | None:
         f"--out_dir: {out_dir} holds a run; add --resume to go on with it, or"
         " name another folder."
       )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(plan, indent=1))
+    try:
+      out_dir.mkdir(parents=True, exist_ok=True)
+      _write(path, json.dumps(plan, indent=1))
+    except OSError as error:
+      return f"--out_dir: {out_dir} cannot be written to ({error.strerror})."
     return None
   if not path.exists():
     return f"--resume: there is no run in {out_dir}."
@@ -380,6 +383,12 @@ def main(argv: Sequence[str]) -> None:
     "critics": critics,
     "config": config.to_json(),
   }
+  fitted = None
+  if _WORLD.value != "synthetic":
+    try:
+      fitted = files.load_world(_WORLD.value)
+    except ValueError as error:
+      raise app.UsageError(f"--world: {error}") from error
   problem = _claim(out_dir, plan)
   if problem is not None:
     raise app.UsageError(problem)
@@ -395,14 +404,9 @@ def main(argv: Sequence[str]) -> None:
   found: dict[tuple[int, str], dict[str, Any]] = {}
   pages = {}
   for group in groups:
-    worlds = _worlds(config, group)
+    worlds = [fitted or _synthetic(config, seed) for seed in group]
+    algorithms = algorithms or _algorithms(configs, worlds[0])
     for leaving in _LEAVING.value:
-      for critic in critics:
-        if critic not in algorithms:
-          act = algorithms[critics[0]].act if algorithms else None
-          algorithms[critic] = progressive.make_algorithm(
-            configs[critic].train, worlds[0], act
-          )
       folder = out_dir / f"{leaving}_seed_{'_'.join(map(str, group))}"
       left = [world.with_leaving(leaving) for world in worlds]
       result = _play_group(configs, algorithms, left, group, folder, watch)
@@ -420,16 +424,22 @@ def main(argv: Sequence[str]) -> None:
   _report(out_dir, plan, found, pages, time.monotonic() - started)
 
 
-def _worlds(
-  config: progressive.ProgressiveConfig, seeds: Sequence[int]
-) -> list[World]:
-  if _WORLD.value != "synthetic":
-    return [files.load_world(_WORLD.value)] * len(seeds)
-  worlds = []
-  for seed in seeds:
-    _say(f"Building the synthetic world of seed {seed}.")
-    worlds.append(synthetic.synthetic_world(config.world_size, seed))
-  return worlds
+def _synthetic(config: progressive.ProgressiveConfig, seed: int) -> World:
+  _say(f"Building the synthetic world of seed {seed}.")
+  return synthetic.synthetic_world(config.world_size, seed)
+
+
+def _algorithms(
+  configs: dict[str, progressive.ProgressiveConfig], world: World
+) -> dict[str, progressive.Algorithm]:
+  """By critic; all of them have one policy, whose programs they share."""
+  algorithms: dict[str, progressive.Algorithm] = {}
+  for critic, config in configs.items():
+    first = next(iter(algorithms.values()), None)
+    algorithms[critic] = progressive.make_algorithm(
+      config.train, world, None if first is None else first.act
+    )
+  return algorithms
 
 
 def _report(

@@ -10,8 +10,8 @@ Seeds run side by side: what belongs to a seed has a leading axis `R` in a `Run`
 and in all that its functions take and return, and the functions of one seed are
 vmapped over it. One seed is `R = 1`.
 
-Letters: `R` seeds, `B` sessions, `T` requests, `N` rows, `S` state features, `A` action
-components, `G` reward groups, `O` outcomes, `U` updates.
+Letters: `R` seeds, `B` sessions, `T` requests, `N` rows, `S` state features, `A`
+action components, `G` reward groups, `O` outcomes, `H` bins.
 
 References:
   [1] Liu et al., "UnifiedRL: A Reinforcement Learning Algorithm Tailored for
@@ -73,7 +73,7 @@ class ProgressiveConfig:
 
   rounds: rounds of explore, train, redeploy.
   world_size: of the synthetic world, see `synthetic.SIZES`.
-  sessions_per_round: `B`, sessions logged in a round.
+  sessions_per_round: sessions logged in a round.
   collect_parts: sessions are logged in so many parts, one after another, so
     that what logging needs beside the rows is bounded; divides
     `sessions_per_round`.

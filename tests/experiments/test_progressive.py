@@ -138,6 +138,10 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   with pytest.raises(launcher.app.UsageError, match="there is no run in"):
     launch(f"--out_dir={tmp_path / 'none'}", "--resume")
   (tmp_path / "file").write_text("")
+  damaged = f"--world={tmp_path / 'file'}"
+  with pytest.raises(launcher.app.UsageError, match="expected a world file"):
+    launch(f"--out_dir={tmp_path / 'none'}", damaged)
+  assert not (tmp_path / "none").exists()
   with pytest.raises(launcher.app.UsageError, match="expected a folder"):
     launch(f"--out_dir={tmp_path / 'file'}")
 

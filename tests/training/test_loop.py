@@ -245,6 +245,15 @@ def test_every_run_draws_from_its_own_dataset():
     )
 
 
+def test_many_runs_may_be_one(dataset):
+  options = {"batch_size": 16, "chunk_size": 10}
+  alone = loop.train(_LEARNER, start(dataset), dataset, 20, **options)
+  one = jax.tree.map(lambda leaf: leaf[None], start(dataset))
+  rows = jax.tree.map(lambda leaf: leaf[None], dataset)
+  many = loop.train_many(_LEARNER, one, rows, 20, **options)
+  assert digest(jax.tree.map(lambda leaf: leaf[0], many)) == digest(alone)
+
+
 def test_many_runs_survive_the_failure_of_one(dataset, caplog):
   def with_shift(shift):
     return start(dataset, Coefficients(reward_shift=shift))
