@@ -3,12 +3,14 @@
   python -m experiments.progressive
   python -m experiments.progressive --preset=smoke --out_dir=runs/smoke
   python -m experiments.progressive --world=kuairand.world --seeds=0,1
+  python -m experiments.progressive --seeds=10,11,12,13 --parallel_seeds=2
 
 Killed in any round, the same command with `--resume` goes on from there.
 Matplotlib (the `plots` extra) adds `report.html`.
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -24,6 +26,7 @@ from absl import app, flags, logging
 
 from mtf_jax.training import progressive, progressive_report
 from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.training.config import CRITICS
 from mtf_jax.training.metrics import (
   MetricsWriter,
   NegativeTargetWarning,
@@ -33,6 +36,8 @@ from mtf_jax.training.metrics import (
 from mtf_jax.worlds import files, synthetic
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World, fingerprint
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint")
 
 _WORLD = flags.DEFINE_string(
   "world", "synthetic", "`synthetic`, or a world file of fit_world."
@@ -45,6 +50,20 @@ _ROUNDS = flags.DEFINE_integer(
 )
 _SEEDS = flags.DEFINE_list(
   "seeds", ["0"], "Seeds; each decides users, synthetic world and learner."
+)
+_PARALLEL_SEEDS = flags.DEFINE_integer(
+  "parallel_seeds",
+  1,
+  "Seeds that run side by side as one program; divides the number of seeds. The"
+  " worlds, logged rows and networks of all of them are then in memory at once:"
+  " so many times what one seed needs.",
+  lower_bound=1,
+)
+_CRITICS = flags.DEFINE_list(
+  "critics",
+  None,
+  f"Critics, instead of the preset's: {', '.join(CRITICS)}. Each is trained on"
+  " its own; the first is the one that summary.json speaks of.",
 )
 _LEAVING = flags.DEFINE_list(
   "leaving",
@@ -72,14 +91,23 @@ flags.register_validator(
   ),
   "expected different non-negative integers, separated by commas.",
 )
-flags.register_validator(
-  "leaving",
-  lambda values: (
-    bool(values)
-    and set(values) <= set(LEAVING_MODELS)
-    and len(set(values)) == len(values)
-  ),
-  f"expected different names of {', '.join(LEAVING_MODELS)}.",
+for _flag, _known in (("leaving", tuple(LEAVING_MODELS)), ("critics", CRITICS)):
+  flags.register_validator(
+    _flag,
+    lambda values, known=_known: (
+      values is None
+      or (
+        bool(values)
+        and set(values) <= set(known)
+        and len(set(values)) == len(values)
+      )
+    ),
+    f"expected different names of {', '.join(_known)}.",
+  )
+flags.register_multi_flags_validator(
+  ["seeds", "parallel_seeds"],
+  lambda values: len(values["seeds"]) % values["parallel_seeds"] == 0,
+  "--parallel_seeds: expected a number that divides the number of --seeds.",
 )
 
 
@@ -96,14 +124,19 @@ def _write(path: pathlib.Path, text: str) -> None:
 def _claim(out_dir: pathlib.Path, plan: dict[str, Any]) -> str | None:
   """Takes the folder for this run; a sentence if that cannot be."""
   path = out_dir / "run.json"
+  if out_dir.exists() and not out_dir.is_dir():
+    return f"--out_dir: expected a folder, found the file {out_dir}."
   if not _RESUME.value:
     if path.exists():
       return (
         f"--out_dir: {out_dir} holds a run; add --resume to go on with it, or"
         " name another folder."
       )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(plan, indent=1))
+    try:
+      out_dir.mkdir(parents=True, exist_ok=True)
+      _write(path, json.dumps(plan, indent=1))
+    except OSError as error:
+      return f"--out_dir: {out_dir} cannot be written to ({error.strerror})."
     return None
   if not path.exists():
     return f"--resume: there is no run in {out_dir}."
@@ -132,53 +165,45 @@ def _same_run(expected: dict[str, Any]):
 class _Watch:
   """Counts the updates of all runs, and writes those of one to a file."""
 
-  def __init__(self, done: int, total: int, chunk_size: int):
-    self._progress = Progress(done, total)
+  def __init__(self, total: int, chunk_size: int):
+    self._progress = Progress(0, total)
     self._negative_targets = NegativeTargetWarning()
-    self._done = done
+    self._done = 0
     self._chunk_size = chunk_size
 
   def skip(self, updates: int) -> None:
     self._done += updates
 
-  def follow(self, writer: MetricsWriter | None, before: int):
+  def follow(
+    self, seeds: Sequence[int], writer: MetricsWriter | None, before: int
+  ):
     """`on_chunk` of a training run whose rows count from `before`."""
 
     def on_chunk(state, metrics):
-      row = summarize(metrics)
-      self._negative_targets.check(row)
       self._done += self._chunk_size
       self._progress.update(self._done)
-      if writer is not None:
-        writer.write({"step": before + int(state.step), **row})
+      for n, seed in enumerate(seeds):
+        row = summarize(progressive.lane(metrics, n))
+        self._negative_targets.check(row)
+        if writer is not None:
+          step = before + int(state.step[n])
+          writer.write({"seed": seed, "step": step, **row})
 
     return on_chunk
 
 
 def _play(
-  config: progressive.ProgressiveConfig,
-  algorithm: progressive.Algorithm,
-  world: World,
-  seed: int,
-  folder: pathlib.Path,
-  watch: _Watch,
-) -> dict[str, Any]:
-  """All rounds of one seed and leaving model, from where they were left."""
+  run: progressive.Run, record: dict[str, Any], folder: pathlib.Path, watch
+) -> list[dict[str, Any]]:
+  """All rounds and the one round of one critic, from where they were left."""
+  config, seeds = run.config, run.seeds
   updates = config.train.num_updates
-  done = folder / "result.json"
-  if done.exists():
-    watch.skip(2 * config.rounds * updates)
-    return json.loads(done.read_text(encoding="utf-8"))
   folder.mkdir(parents=True, exist_ok=True)
-  started = time.monotonic()
-  run = progressive.prepare(config, world, seed, algorithm)
   state, rounds = run.start, []
-  seconds = {"prepare": time.monotonic() - started}
-  record = {"config": config.to_json(), "world": fingerprint(world)}
-  record["seed"] = seed
+  check = _same_run(record)
   checkpoints = Checkpoints(folder / "checkpoints", keep=config.rounds)
   try:
-    restored = checkpoints.restore(state, check=_same_run(record))
+    restored = checkpoints.restore(state, check)
     if restored is not None:
       state, found = restored
       rounds = found["rounds"]
@@ -186,47 +211,100 @@ def _play(
       _say(f"{folder}: going on after round {len(rounds)}.")
     writer = MetricsWriter(folder / "metrics.jsonl", len(rounds) * updates)
     for number in range(len(rounds), config.rounds):
-      on_chunk = watch.follow(writer, number * updates)
+      on_chunk = watch.follow(seeds, writer, number * updates)
       state, figures = progressive.play_round(run, state, number, on_chunk)
       rounds.append(figures)
       checkpoints.save(number + 1, state, {**record, "rounds": rounds})
-      low, high = figures["reward_gain_ci95"]
-      _say(
-        f"{folder.name}, round {number + 1} of {config.rounds}: reward"
-        f" {figures['reward_gain_pct']:+.2f}% [{low:+.2f}, {high:+.2f}] over ES"
-      )
+      for seed, of_seed in zip(seeds, figures, strict=True):
+        low, high = of_seed["reward_gain_ci95"]
+        _say(
+          f"seed {seed}, {folder}, round {number + 1} of {config.rounds}: reward"
+          f" {of_seed['reward_gain_pct']:+.2f}% [{low:+.2f}, {high:+.2f}] over ES"
+        )
   finally:
     checkpoints.close()
-  for name in ("collect", "train", "judge"):
-    seconds[name] = sum(row["seconds"][name] for row in rounds)
+  checkpoints = Checkpoints(folder / "one_round", keep=1)
+  try:
+    restored = checkpoints.restore(run.start, check)
+    if restored is None:
+      started = time.monotonic()
+      state, figures = progressive.play_once(run, watch.follow(seeds, None, 0))
+      seconds = time.monotonic() - started
+      one_round = {"figures": figures, "seconds": seconds}
+      checkpoints.save(1, state, {**record, "one_round": one_round})
+    else:
+      watch.skip(config.rounds * updates)
+      one_round = restored[1]["one_round"]
+  finally:
+    checkpoints.close()
+  spent = {
+    name: sum(figures[0]["seconds"][name] for figures in rounds)
+    for name in ("collect", "train", "judge")
+  }
+  return [
+    {
+      "rounds": [figures[n] for figures in rounds],
+      "one_round": one_round["figures"][n],
+      "seconds": {**spent, "one_round": one_round["seconds"]},
+    }
+    for n in range(len(seeds))
+  ]
+
+
+def _play_group(
+  configs: dict[str, progressive.ProgressiveConfig],
+  algorithms: dict[str, progressive.Algorithm],
+  worlds: Sequence[World],
+  seeds: Sequence[int],
+  folder: pathlib.Path,
+  watch: _Watch,
+) -> dict[str, Any]:
+  """What seeds side by side brought under one leaving model, by seed."""
+  done = folder / "result.json"
+  if done.exists():
+    for config in configs.values():
+      watch.skip(2 * config.rounds * config.train.num_updates)
+    return json.loads(done.read_text(encoding="utf-8"))
   started = time.monotonic()
-  one_round = progressive.play_once(run, watch.follow(None, 0))
-  seconds["one_round"] = time.monotonic() - started
+  first = next(iter(configs))
+  run = progressive.prepare(configs[first], worlds, seeds, algorithms[first])
+  names = [fingerprint(world) for world in worlds]
+  prepared = time.monotonic() - started
+  critics = {}
+  for critic, config in configs.items():
+    record = {"config": config.to_json(), "worlds": names, "seeds": list(seeds)}
+    of_critic = run
+    if critic != first:
+      of_critic = progressive.with_algorithm(run, config, algorithms[critic])
+    critics[critic] = _play(of_critic, record, folder / critic, watch)
   started = time.monotonic()
-  bound = progressive.headroom_figures(run)
-  seconds["headroom"] = time.monotonic() - started
+  bounds = progressive.headroom_figures(run)
+  seconds = {"prepare": prepared, "headroom": time.monotonic() - started}
+  es = progressive.es_figures(run)
   result = {
-    "fingerprint": record["world"],
-    "rounds": rounds,
-    "one_round": one_round,
-    "headroom": bound,
-    "es": progressive.es_figures(run),
-    "seconds": seconds,
+    str(seed): {
+      "fingerprint": names[n],
+      "es": es[n],
+      "headroom": bounds[n],
+      "seconds": seconds,
+      "critics": {critic: found[n] for critic, found in critics.items()},
+    }
+    for n, seed in enumerate(seeds)
   }
   _write(done, json.dumps(result, indent=1))
   return result
 
 
-def _summary(result: dict[str, Any]) -> dict[str, Any]:
-  """The figures of one seed and leaving model that a reader wants first."""
-  rounds, last = result["rounds"], result["rounds"][-1]
+def _figures(result: dict[str, Any], critic: str) -> dict[str, Any]:
+  """What a reader wants first of one seed, leaving model and critic."""
+  found = result["critics"][critic]
+  rounds, last = found["rounds"], found["rounds"][-1]
 
   def over_rounds(name):
     return sum(row[name] for row in rounds) / len(rounds)
 
   gain, bound = last["reward_gain_pct"], result["headroom"]["headroom_pct"]
   return {
-    "fingerprint": result["fingerprint"],
     **{
       name: last[name]
       for name in (
@@ -240,13 +318,39 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
         "hate_rate_base",
       )
     },
-    "one_round_gain_pct": result["one_round"]["reward_gain_pct"],
-    "one_round_gain_ci95": result["one_round"]["reward_gain_ci95"],
-    "headroom_pct": bound,
+    "one_round_gain_pct": found["one_round"]["reward_gain_pct"],
+    "one_round_gain_ci95": found["one_round"]["reward_gain_ci95"],
     "headroom_reached": gain / bound if bound > 0 else None,
     "exploration_cost_pct": over_rounds("exploration_cost_pct"),
     "gaussian_cost_pct": over_rounds("gaussian_cost_pct"),
     "outside_share": over_rounds("outside_share"),
+  }
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+  """One seed and leaving model: the first critic's figures, then the others'."""
+  first, *others = result["critics"]
+  return {
+    "fingerprint": result["fingerprint"],
+    "critic": first,
+    **_figures(result, first),
+    "headroom_pct": result["headroom"]["headroom_pct"],
+    "other_critics": {critic: _figures(result, critic) for critic in others},
+  }
+
+
+def _metrics(path: pathlib.Path, seed: int) -> list[dict[str, Any]]:
+  lines = path.read_text(encoding="utf-8").splitlines()
+  return [row for row in map(json.loads, lines) if row["seed"] == seed]
+
+
+def _versions() -> dict[str, str]:
+  device = jax.devices()[0]
+  return {
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    "device": f"{jax.device_count()} x {device.device_kind}",
+    "cores": str(os.cpu_count()),
   }
 
 
@@ -260,6 +364,13 @@ def main(argv: Sequence[str]) -> None:
   config = progressive.PRESETS[_PRESET.value]
   if _ROUNDS.value is not None:
     config = dataclasses.replace(config, rounds=_ROUNDS.value)
+  critics = _CRITICS.value or [config.train.critic]
+  configs = {
+    critic: dataclasses.replace(
+      config, train=dataclasses.replace(config.train, critic=critic)
+    )
+    for critic in critics
+  }
   out_dir = pathlib.Path(_OUT_DIR.value)
   seeds = [int(value) for value in _SEEDS.value]
   plan = {
@@ -267,65 +378,126 @@ def main(argv: Sequence[str]) -> None:
     "preset": _PRESET.value,
     "rounds": config.rounds,
     "seeds": seeds,
+    "parallel_seeds": _PARALLEL_SEEDS.value,
     "leaving": _LEAVING.value,
+    "critics": critics,
     "config": config.to_json(),
   }
+  fitted = None
+  if _WORLD.value != "synthetic":
+    try:
+      fitted = files.load_world(_WORLD.value)
+    except ValueError as error:
+      raise app.UsageError(f"--world: {error}") from error
   problem = _claim(out_dir, plan)
   if problem is not None:
     raise app.UsageError(problem)
 
-  total = len(seeds) * len(_LEAVING.value) * 2 * config.rounds
+  groups = [
+    seeds[n : n + _PARALLEL_SEEDS.value]
+    for n in range(0, len(seeds), _PARALLEL_SEEDS.value)
+  ]
+  total = len(groups) * len(_LEAVING.value) * len(critics) * 2 * config.rounds
   updates = config.train.num_updates
-  watch = _Watch(0, total * updates, config.train.chunk_size)
-  results, summaries, algorithm = {}, {}, None
-  for seed in seeds:
-    if _WORLD.value == "synthetic":
-      _say(f"Building the synthetic world of seed {seed}.")
-      built = synthetic.synthetic_world("small", seed)
-    else:
-      built = files.load_world(_WORLD.value)
+  watch = _Watch(total * updates, config.train.chunk_size)
+  algorithms: dict[str, progressive.Algorithm] = {}
+  found: dict[tuple[int, str], dict[str, Any]] = {}
+  pages = {}
+  for group in groups:
+    worlds = [fitted or _synthetic(config, seed) for seed in group]
+    algorithms = algorithms or _algorithms(configs, worlds[0])
     for leaving in _LEAVING.value:
-      world = built.with_leaving(leaving)
-      if algorithm is None:
-        algorithm = progressive.make_algorithm(config.train, world)
-      folder = out_dir / f"seed_{seed}_{leaving}"
-      result = _play(config, algorithm, world, seed, folder, watch)
-      results[f"seed {seed}, leaving {leaving}"] = result
-      summaries.setdefault(str(seed), {})[leaving] = _summary(result)
+      folder = out_dir / f"{leaving}_seed_{'_'.join(map(str, group))}"
+      left = [world.with_leaving(leaving) for world in worlds]
+      result = _play_group(configs, algorithms, left, group, folder, watch)
+      for seed in group:
+        found[seed, leaving] = result[str(seed)]
+        for critic in critics:
+          title = f"seed {seed}, leaving {leaving}, critic {critic}"
+          of_critic = result[str(seed)]["critics"][critic]
+          pages[title] = {
+            **result[str(seed)],
+            **of_critic,
+            "seconds": {**result[str(seed)]["seconds"], **of_critic["seconds"]},
+            "metrics": _metrics(folder / critic / "metrics.jsonl", seed),
+          }
+  _report(out_dir, plan, found, pages, time.monotonic() - started)
 
-  names = dict.fromkeys(result["fingerprint"] for result in results.values())
+
+def _synthetic(config: progressive.ProgressiveConfig, seed: int) -> World:
+  _say(f"Building the synthetic world of seed {seed}.")
+  return synthetic.synthetic_world(config.world_size, seed)
+
+
+def _algorithms(
+  configs: dict[str, progressive.ProgressiveConfig], world: World
+) -> dict[str, progressive.Algorithm]:
+  """By critic; all of them have one policy, whose programs they share."""
+  algorithms: dict[str, progressive.Algorithm] = {}
+  for critic, config in configs.items():
+    first = next(iter(algorithms.values()), None)
+    algorithms[critic] = progressive.make_algorithm(
+      config.train, world, None if first is None else first.act
+    )
+  return algorithms
+
+
+def _report(
+  out_dir: pathlib.Path,
+  plan: dict[str, Any],
+  found: dict[tuple[int, str], dict[str, Any]],
+  pages: dict[str, dict[str, Any]],
+  wall_s: float,
+) -> None:
+  """Writes the summary and the report, prints the table."""
+  summaries: dict[str, Any] = {}
+  for (seed, leaving), result in found.items():
+    summaries.setdefault(str(seed), {})[leaving] = _summary(result)
+  names = list(dict.fromkeys(r["fingerprint"] for r in found.values()))
   summary = {
     "fingerprint": ",".join(names),
-    "preset": _PRESET.value,
-    "rounds": config.rounds,
-    "wall_s": time.monotonic() - started,
+    "preset": plan["preset"],
+    "rounds": plan["rounds"],
+    "wall_s": wall_s,
     "seeds": summaries,
   }
   _write(out_dir / "summary.json", json.dumps(summary, indent=1))
-  tables = [
-    progressive_report.result_table(title, result)
-    for title, result in results.items()
-  ]
-  versions = {"python": platform.python_version(), "jax": jax.__version__}
+  columns = {
+    (leaving, critic): {
+      seed: _figures(result, critic)
+      for (seed, of_leaving), result in found.items()
+      if of_leaving == leaving
+    }
+    for leaving in plan["leaving"]
+    for critic in plan["critics"]
+  }
+  overview = progressive_report.overview_table(columns)
+  tables = {
+    title: progressive_report.result_table(title, page)
+    for title, page in pages.items()
+  }
+  seconds = progressive_report.seconds_table(pages, plan["parallel_seeds"])
   configuration = json.dumps(
-    {**plan, "fingerprint": list(names), "versions": versions}, indent=1
+    {**plan, "fingerprints": names, "versions": _versions()}, indent=1
   )
-  pages = [*tables, progressive_report.seconds_table(results)]
-  written = ["summary.json", "report.md", "seed_*/metrics.jsonl"]
-  written.append("seed_*/checkpoints")
-  report = progressive_report.markdown(pages)
-  _write(
-    out_dir / "report.md",
-    f"# Progressive training\n\n{report}\n```json\n{configuration}\n```\n",
+  written = ["summary.json", "report.md"]
+  report = progressive_report.markdown(
+    [overview, *tables.values(), seconds], configuration
   )
+  _write(out_dir / "report.md", report)
   if importlib.util.find_spec("matplotlib") is None:
     _say("No report.html: matplotlib (the `plots` extra) is not installed.")
   else:
-    page = progressive_report.html(results, pages, configuration)
+    page = progressive_report.html(
+      columns, tables, pages, seconds, configuration
+    )
     _write(out_dir / "report.html", page)
     written.append("report.html")
-  for table in tables:
+  # Many seeds are an overview; what one of them did is in the report.
+  shown = list(tables.values()) if len(tables) == 1 else [overview]
+  for table in shown:
     print(progressive_report.text(table))
+  written += ["*/*/metrics.jsonl", "*/*/checkpoints", "*/*/one_round"]
   print("\n".join(str(out_dir / name) for name in written))
 
 

@@ -1,5 +1,6 @@
 """Progressive training at its smallest; tests of two folders compile it once."""
 
+import dataclasses
 import functools
 
 from mtf_jax.training.config import TrainConfig
@@ -29,5 +30,7 @@ TINY = ProgressiveConfig(
 
 
 @functools.cache
-def tiny_algorithm():
-  return make_algorithm(TINY.train, small_world())
+def tiny_algorithm(critic="box"):
+  act = None if critic == "box" else tiny_algorithm().act
+  train = dataclasses.replace(TINY.train, critic=critic)
+  return make_algorithm(train, small_world(), act)

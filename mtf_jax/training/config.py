@@ -43,7 +43,7 @@ class TrainConfig:
 
   def __post_init__(self):
     """Refuses what would only fail after minutes, or not at all."""
-    for name, known in (("actor", _ACTORS), ("critic", _CRITICS)):
+    for name, known in (("actor", _ACTORS), ("critic", CRITICS)):
       if getattr(self, name) not in known:
         raise ValueError(
           f"{name}: expected one of {', '.join(known)}, found"
@@ -79,7 +79,7 @@ class TrainConfig:
 
 
 _ACTORS = ("mlp", "ple")
-_CRITICS = ("mlp", "box", "box_quadratic")
+CRITICS = ("mlp", "box", "box_quadratic")
 
 PRESETS = {
   # Seconds: that everything runs.

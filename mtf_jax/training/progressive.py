@@ -6,8 +6,12 @@ box around the policy in service, trains on them, and puts the new policy into
 service. Policies are judged on the same sessions (common random numbers) with
 expected-value accounting, see `session.session_returns`.
 
-Letters: `B` sessions, `T` requests, `N` rows, `S` state features, `A` action
-components, `G` reward groups, `O` outcomes, `U` updates.
+Seeds run side by side: what belongs to a seed has a leading axis `R` in a `Run`
+and in all that its functions take and return, and the functions of one seed are
+vmapped over it. One seed is `R = 1`.
+
+Letters: `R` seeds, `B` sessions, `T` requests, `N` rows, `S` state features, `A`
+action components, `G` reward groups, `O` outcomes, `H` bins.
 
 References:
   [1] Liu et al., "UnifiedRL: A Reinforcement Learning Algorithm Tailored for
@@ -19,7 +23,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -47,7 +51,7 @@ from mtf_jax.relaxation import exceedance
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig, make_networks
 from mtf_jax.worlds import headroom, session
-from mtf_jax.worlds.headroom import Search
+from mtf_jax.worlds.headroom import LinearPolicy, Search
 from mtf_jax.worlds.response import BEHAVIOURS
 from mtf_jax.worlds.session import Decision, ExpectedRewards, Rollout
 from mtf_jax.worlds.world import World
@@ -58,6 +62,8 @@ GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
 _ES_LIMIT = 0.95
 # Rows looked at for the share outside the box and the drift.
 _DRIFT_ROWS = 65_536
+DRIFT_BIN = 0.02
+_DRIFT_BINS = 16
 _OUTCOMES = ("valid", "play_seconds", "hate")
 
 
@@ -66,7 +72,11 @@ class ProgressiveConfig:
   """Size of a run; everything static.
 
   rounds: rounds of explore, train, redeploy.
-  sessions_per_round: `B`, sessions logged in a round.
+  world_size: of the synthetic world, see `synthetic.SIZES`.
+  sessions_per_round: sessions logged in a round.
+  collect_parts: sessions are logged in so many parts, one after another, so
+    that what logging needs beside the rows is bounded; divides
+    `sessions_per_round`.
   max_requests: `T`, longer sessions are cut.
   num_users: users of the population kept, as in the audit.
   evaluation_sessions: sessions on which each policy is judged.
@@ -83,13 +93,20 @@ class ProgressiveConfig:
   es_search: Search
   headroom_search: Search
   train: TrainConfig
+  world_size: str = "small"
+  collect_parts: int = 1
 
   def __post_init__(self):
-    """Refuses empty counts."""
+    """Refuses empty counts, and parts that do not add up."""
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int and value < 1:
         raise ValueError(f"{field.name}: expected 1 or more, found {value}.")
+    if self.sessions_per_round % self.collect_parts:
+      raise ValueError(
+        "sessions_per_round: expected a multiple of collect_parts ="
+        f" {self.collect_parts}, found {self.sessions_per_round}."
+      )
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it."""
@@ -118,6 +135,10 @@ class Service(NamedTuple):
   normalization: Normalization
   half_width: chex.Numeric
   stddev: chex.Numeric
+
+
+# How a service is vmapped over seeds: they explore alike.
+_SERVICE_AXES = Service(0, 0, None, None)
 
 
 def started_actor(actor: Actor) -> Actor:
@@ -150,7 +171,7 @@ def started_actor(actor: Actor) -> Actor:
 
 
 def start_at(state: State, action: chex.Array) -> State:
-  """The learner's state with `action` `[A]`, inside (-1, 1), as its start."""
+  """The state with `action` `[A]`, inside (-1, 1), as its start; also `[R]`."""
 
   def put(params):
     return {**params, "start": jnp.array(action)}
@@ -184,30 +205,107 @@ def make_act(actor: Actor) -> session.Act:
   return act
 
 
-@jax.jit
-def as_dataset(rows: Rollout) -> TransitionDataset:
-  """Rows of a rollout as a dataset, without leaving the device.
+class Rows(NamedTuple):
+  """Rows of logged sessions that training draws from, `[N, ...]`.
 
-  The rows that do not exist stay where they are and are never drawn: every
-  round then has one shape, which `session.pack` would not give.
-
-  Args:
-    rows: `[B, T + 1]`.
-
-  Returns:
-    The dataset, `N = B (T + 1)`.
+  observation, action, box, reward, terminal: the fields of `SessionLog`.
+  start: bool, whether a transition starts there.
   """
+
+  observation: jax.Array
+  action: jax.Array
+  box: ActionBox
+  reward: jax.Array
+  terminal: jax.Array
+  start: jax.Array
+
+
+def flat_rows(rows: Rollout) -> Rows:
+  """Rows of a rollout, `N = B (T + 1)`, those that do not exist among them."""
   log = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows.log)
-  start = rows.valid.reshape(-1) & ~log.bootstrap_only
-  (start_row,) = jnp.nonzero(start, size=start.shape[0], fill_value=0)
-  return TransitionDataset(
+  return Rows(
     observation=log.observation,
     action=log.action,
     box=log.box,
     reward=log.reward,
     terminal=log.terminal,
-    start_row=start_row.astype(jnp.int32),
-    num_transitions=jnp.sum(start, dtype=jnp.int32),
+    start=rows.valid.reshape(-1) & ~log.bootstrap_only,
+  )
+
+
+@jax.jit
+def start_rows(start: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """Index of the rows that a transition starts from, padded, and their number.
+
+  Args:
+    start: bool `[N]`.
+
+  Returns:
+    int32 `[N]` and int32 scalar, as in `TransitionDataset`.
+  """
+  (row,) = jnp.nonzero(start, size=start.shape[0], fill_value=0)
+  return row.astype(jnp.int32), jnp.sum(start, dtype=jnp.int32)
+
+
+def as_dataset(rows: Rows) -> TransitionDataset:
+  """Rows as a dataset, without leaving the device; `[R, N, ...]`.
+
+  The rows that do not exist stay where they are and are never drawn: every
+  round then has one shape, which `session.pack` would not give.
+  """
+  start_row, num_transitions = jax.vmap(start_rows)(rows.start)
+  return TransitionDataset(
+    observation=rows.observation,
+    action=rows.action,
+    box=rows.box,
+    reward=rows.reward,
+    terminal=rows.terminal,
+    start_row=start_row,
+    num_transitions=num_transitions,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests")
+)
+def collect_part(
+  rng_key: chex.PRNGKey,
+  world: World,
+  act: session.Act,
+  params: Service,
+  num_sessions: int,
+  max_requests: int,
+) -> Rows:
+  """Logs sessions of each seed; arguments and result have the axis `R`."""
+
+  def one(rng_key, world, params):
+    return flat_rows(
+      session.rollout(rng_key, world, act, params, num_sessions, max_requests)
+    )
+
+  return jax.vmap(one, in_axes=(0, 0, _SERVICE_AXES))(rng_key, world, params)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def empty_rows(part: Rows, parts: int) -> Rows:
+  """Zeros for `parts` times the rows of one part, `[R, N, ...]`."""
+  return jax.tree.map(
+    lambda leaf: jnp.zeros(
+      (leaf.shape[0], parts * leaf.shape[1], *leaf.shape[2:]), leaf.dtype
+    ),
+    part,
+  )
+
+
+@functools.partial(jax.jit, donate_argnames="rows")
+def put_rows(rows: Rows, part: Rows, first: chex.Array) -> Rows:
+  """Writes a part, in place, from row `first` on."""
+  return jax.tree.map(
+    lambda whole, new: jax.lax.dynamic_update_slice_in_dim(
+      whole, new, first, axis=1
+    ),
+    rows,
+    part,
   )
 
 
@@ -242,7 +340,7 @@ def judging_world(world: World) -> World:
 
 def _rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
   """The part of a judging world's table that is the world's own."""
-  num_groups = world.group_weights.shape[0]
+  num_groups = world.group_weights.shape[-2]
   return table._replace(reward=table.reward[..., :num_groups])
 
 
@@ -292,6 +390,28 @@ def judge(
     reward=jnp.sum(returns.expected[:, :groups], axis=1),
     outcome=returns.expected[:, groups:],
     requests=returns.requests,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests")
+)
+def judge_service(
+  rng_key: chex.PRNGKey,
+  world: World,
+  table: ExpectedRewards,
+  act: session.Act,
+  params: Service,
+  num_sessions: int,
+  max_requests: int,
+) -> Judged:
+  """`judge` of each seed; arguments and result have the axis `R`."""
+
+  def one(rng_key, world, table, params):
+    return judge(rng_key, world, table, act, params, num_sessions, max_requests)
+
+  return jax.vmap(one, in_axes=(0, 0, 0, _SERVICE_AXES))(
+    rng_key, world, table, params
   )
 
 
@@ -371,11 +491,25 @@ def figures(policy: Judged, base: Judged, slate_size: int) -> dict[str, Any]:
   return result
 
 
+class Drift(NamedTuple):
+  """How far a new policy went, on rows logged around the old one.
+
+  outside: share of the requests whose new action is outside the box.
+  change: `[A]` mean of |new - old| of each component.
+  histogram: `[A, H]` share of the requests by |new - old|, in `H` bins of
+    `DRIFT_BIN`, the last one open (Fig. 2 of [1]).
+  """
+
+  outside: jax.Array
+  change: jax.Array
+  histogram: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames="learner")
 def drift(
   learner: Learner, new: State, old: State, dataset: TransitionDataset
-) -> tuple[jax.Array, jax.Array]:
-  """How far a new policy went, on rows logged around the old one.
+) -> Drift:
+  """Compares a new policy with the one that its rows were logged around.
 
   Args:
     learner: the algorithm, static.
@@ -384,8 +518,7 @@ def drift(
     dataset: rows with the boxes around the old policy.
 
   Returns:
-    The share of requests whose new action is outside the box, and the mean
-    absolute change of each component `[A]` (Fig. 2 of [1]).
+    The drift.
   """
   num_rows = min(_DRIFT_ROWS, dataset.start_row.shape[0])
   row = dataset.start_row[:num_rows]
@@ -401,9 +534,17 @@ def drift(
     return exceedance(action, box) > 0, change
 
   outside, change = jax.vmap(one)(row)
-  return (
-    jnp.sum(weight * outside.astype(jnp.float32)),
-    jnp.sum(weight[:, None] * change, axis=0),
+  place = jnp.minimum(jnp.floor(change / DRIFT_BIN), _DRIFT_BINS - 1)
+
+  def share(n):
+    inside = (place == n.astype(place.dtype)).astype(jnp.float32)
+    return jnp.sum(weight[:, None] * inside, axis=0)
+
+  bins = jnp.arange(_DRIFT_BINS, dtype=jnp.int32)
+  return Drift(
+    outside=jnp.sum(weight * outside.astype(jnp.float32)),
+    change=jnp.sum(weight[:, None] * change, axis=0),
+    histogram=jax.lax.map(share, bins).T,
   )
 
 
@@ -418,22 +559,34 @@ class Algorithm(NamedTuple):
   act: session.Act
 
 
-def make_algorithm(config: TrainConfig, world: World) -> Algorithm:
-  """The learner that a configuration describes, sized for a world."""
+def make_algorithm(
+  config: TrainConfig, world: World, act: session.Act | None = None
+) -> Algorithm:
+  """The learner that a configuration describes, sized for a world.
+
+  Args:
+    config: its networks.
+    world: of one seed.
+    act: of an algorithm that differs by its critic alone; it shares then the
+      programs that log and judge sessions.
+  """
   num_groups = world.group_weights.shape[0]
   actor, critic = make_networks(config, world.num_actions, num_groups)
   actor = started_actor(actor)
   learner = integrated_rl(actor, critic, critic_updates=config.critic_updates)
-  return Algorithm(learner, make_act(actor))
+  return Algorithm(learner, make_act(actor) if act is None else act)
 
 
 class Run(NamedTuple):
-  """What stays the same over the rounds of one seed and one world.
+  """What stays the same over the rounds; all arrays with the axis `R`.
 
   config: size of the run.
+  seeds: of the lanes.
   world: with its population cut, rewards as they are.
   judging: the same world for `judge`.
   table: `expected_rewards(judging)`.
+  es: `[A]` action of ES.
+  normalization: of the observations, around ES.
   algorithm: of `make_algorithm`.
   start: the learner's state with ES in service.
   base: ES judged.
@@ -441,16 +594,31 @@ class Run(NamedTuple):
   """
 
   config: ProgressiveConfig
+  seeds: tuple[int, ...]
   world: World
   judging: World
   table: ExpectedRewards
+  es: jax.Array
+  normalization: Normalization
   algorithm: Algorithm
   start: State
   base: Judged
   keys: dict[str, chex.PRNGKey]
 
 
-def service(state: State, half_width: float = 0.0, stddev: float = 0.0):
+def stack(trees: Sequence[Any]) -> Any:
+  """Pytrees of one structure, side by side on a leading axis `R`."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def lane(tree: Any, number: int) -> Any:
+  """What belongs to one seed."""
+  return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def service(
+  state: State, half_width: float = 0.0, stddev: float = 0.0
+) -> Service:
   """The learner's policy in service, exploring or not."""
   return Service(
     state.actor_params,
@@ -460,8 +628,8 @@ def service(state: State, half_width: float = 0.0, stddev: float = 0.0):
   )
 
 
-def _judge(run: Run, params: Any) -> Judged:
-  return judge(
+def _judge(run: Run, params: Service) -> Judged:
+  return judge_service(
     run.keys["evaluation"],
     run.judging,
     run.table,
@@ -472,91 +640,202 @@ def _judge(run: Run, params: Any) -> Judged:
   )
 
 
-def _collect(run: Run, rng_key: chex.PRNGKey, state: State) -> Rollout:
-  """Sessions explored in the box around the policy, each row with its box."""
-  return session.rollout(
-    rng_key,
-    run.world,
-    run.algorithm.act,
-    service(state, HALF_WIDTH),
-    run.config.sessions_per_round,
-    run.config.max_requests,
+def _collect(
+  run: Run, rng_key: chex.PRNGKey, state: State, rounds: int = 1
+) -> TransitionDataset:
+  """Sessions explored in the box around the policy, each row with its box.
+
+  There is room for the rows of all rounds, whatever is collected, so that
+  training on one round's and on all rounds' sessions is one program.
+  """
+  config = run.config
+  size = config.sessions_per_round // config.collect_parts
+  parts = rounds * config.collect_parts
+  keys = jax.vmap(lambda key: jax.random.split(key, parts))(rng_key)
+  params = service(state, HALF_WIDTH)
+  rows = None
+  for number in range(parts):
+    part = collect_part(
+      keys[:, number],
+      run.world,
+      run.algorithm.act,
+      params,
+      size,
+      config.max_requests,
+    )
+    if rows is None:
+      rows = empty_rows(part, config.rounds * config.collect_parts)
+    first = number * part.terminal.shape[1]
+    rows = put_rows(rows, part, jnp.asarray(first, jnp.int32))
+  return as_dataset(rows)
+
+
+def _search(
+  run: Run, rng_key: chex.PRNGKey, policy: LinearPolicy, search: Search
+) -> LinearPolicy:
+  """Ascends from a linear policy of the privileged observation."""
+
+  def one(rng_key, world, table, policy):
+    return headroom.optimise(
+      rng_key,
+      world,
+      table,
+      policy,
+      search,
+      run.config.max_requests,
+      session.privileged_observation,
+    )
+
+  table = _rewards_of(run.table, run.world)
+  return jax.vmap(one)(rng_key, run.world, table, policy)
+
+
+def _linear_policy(
+  world: World, action: chex.Array, half_width: float
+) -> LinearPolicy:
+  def one(world, action):
+    look = session.privileged_observation
+    return headroom.start_policy(world, look, action, half_width, False)
+
+  return jax.vmap(one)(world, action)
+
+
+def assemble(
+  config: ProgressiveConfig,
+  worlds: Sequence[World],
+  seeds: Sequence[int],
+  algorithm: Algorithm,
+) -> Run:
+  """The run before anything is searched, tabulated or judged; see `prepare`.
+
+  `table`, `start` and `base` are None, ES and the normalisation are zeros.
+  """
+  lanes = []
+  for world, seed in zip(worlds, seeds, strict=True):
+    rng = np.random.default_rng(seed)
+    users = np.unique(np.asarray(world.population))
+    kept = rng.choice(users, min(config.num_users, users.size), replace=False)
+    # The name is static: with it, each seed's world would be compiled anew.
+    lanes.append(
+      world.replace(
+        population=jnp.asarray(np.sort(kept), jnp.int32), name="progressive"
+      )
+    )
+  world = stack(lanes)
+  names = ("search", "headroom", "network", "evaluation", "round", "one_round")
+  seeded = jnp.stack([jax.random.key(seed) for seed in seeds])
+  split = jax.vmap(lambda key: jax.random.split(key, len(names)))(seeded)
+  features = jnp.zeros((len(seeds), len(world.observation_names)), jnp.float32)
+  return Run(
+    config=config,
+    seeds=tuple(seeds),
+    world=world,
+    judging=jax.vmap(judging_world)(world),
+    table=None,
+    es=jnp.zeros((len(seeds), world.num_actions), jnp.float32),
+    normalization=Normalization(features, features),
+    algorithm=algorithm,
+    start=None,
+    base=None,
+    keys={name: split[:, n] for n, name in enumerate(names)},
   )
 
 
 def prepare(
-  config: ProgressiveConfig, world: World, seed: int, algorithm: Algorithm
+  config: ProgressiveConfig,
+  worlds: Sequence[World],
+  seeds: Sequence[int],
+  algorithm: Algorithm,
 ) -> Run:
   """Finds ES, judges it, and sets the learner up around it.
 
   Args:
     config: size of the run.
-    world: the world; its population is cut to `config.num_users`.
-    seed: decides the users kept, ES, the networks, all sessions and batches.
+    worlds: one for each seed, of one size; their populations are cut to
+      `config.num_users`.
+    seeds: each decides the users kept, ES, the networks, all sessions and
+      batches of its lane.
     algorithm: of `make_algorithm`.
 
   Returns:
     The run before its first round.
   """
-  rng = np.random.default_rng(seed)
-  users = np.unique(np.asarray(world.population))
-  kept = rng.choice(users, min(config.num_users, users.size), replace=False)
-  # The name is static: with it, each seed's world would be compiled anew.
-  world = world.replace(
-    population=jnp.asarray(np.sort(kept), jnp.int32), name="progressive"
+  run = assemble(config, worlds, seeds, algorithm)
+  begin = _linear_policy(run.world, run.es, _ES_LIMIT)
+  # The hidden state comes after what a policy observes.
+  num_features = run.normalization.mean.shape[1]
+  run = run._replace(
+    table=jax.vmap(session.expected_rewards)(run.judging),
+    normalization=Normalization(
+      begin.mean[:, :num_features], begin.scale[:, :num_features]
+    ),
   )
-  names = ("search", "headroom", "network", "evaluation", "round", "one_round")
-  keys = dict(
-    zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True)
+  # Blind, yet of the privileged policy's shape: one program finds both.
+  blind = begin._replace(scale=jnp.full_like(begin.scale, jnp.inf))
+  found = _search(run, run.keys["search"], blind, config.es_search)
+  run = run._replace(es=found.weights[:, :, 0])
+  run = with_algorithm(run, config, algorithm)
+  return run._replace(base=_judge(run, es_service(run)))
+
+
+def with_algorithm(
+  run: Run, config: ProgressiveConfig, algorithm: Algorithm
+) -> Run:
+  """The run with another learner around the same ES.
+
+  Args:
+    run: of `prepare`.
+    config: as in the run, but for `train`.
+    algorithm: of `make_algorithm`, of the same actor.
+
+  Returns:
+    The run before its first round.
+  """
+  start = _initial_state(
+    algorithm.learner,
+    run.keys["network"],
+    run.normalization,
+    run.es,
+    tuple(sorted(config.train.coefficients.items())),
+    run.world.group_weights.shape[1],
   )
-  judging = judging_world(world)
-  table = session.expected_rewards(judging)
-  zero = jnp.zeros((world.num_actions,), jnp.float32)
-  begin = headroom.start_policy(world, session.observe, zero, _ES_LIMIT, False)
-  normalization = Normalization(begin.mean, begin.scale)
-  policy = headroom.optimise(
-    keys["search"],
-    world,
-    _rewards_of(table, world),
-    begin._replace(scale=jnp.full_like(begin.scale, jnp.inf)),
-    config.es_search,
-    config.max_requests,
-    session.observe,
-  )
-  num_features = len(world.observation_names)
-  observation = jnp.zeros((num_features,), jnp.float32)
+  return run._replace(config=config, algorithm=algorithm, start=start)
+
+
+# The coefficients are static here and nowhere else: `init` checks numbers only
+# where they are known.
+@functools.partial(
+  jax.jit, static_argnames=("learner", "coefficients", "num_groups")
+)
+def _initial_state(
+  learner: Learner,
+  rng_key: chex.PRNGKey,
+  normalization: Normalization,
+  es: chex.Array,
+  coefficients: tuple[tuple[str, Any], ...],
+  num_groups: int,
+) -> State:
+  zero = jnp.zeros_like(es[0])
+  observation = jnp.zeros_like(normalization.mean[0])
   box = ActionBox(zero, zero)
   example = Transition(
     observation_tm1=observation,
     action_tm1=zero,
     box_tm1=box,
-    r_t=jnp.zeros((world.group_weights.shape[0],), jnp.float32),
+    r_t=jnp.zeros((num_groups,), jnp.float32),
     discount_t=jnp.zeros((), jnp.float32),
     observation_t=observation,
     box_t=box,
   )
-  start = algorithm.learner.init(
-    keys["network"],
-    example,
-    Coefficients(
-      **{
-        name: jnp.asarray(value)
-        for name, value in config.train.coefficients.items()
-      }
-    ),
-    normalization,
-  )
-  run = Run(
-    config=config,
-    world=world,
-    judging=judging,
-    table=table,
-    algorithm=algorithm,
-    start=start_at(start, policy.weights[:, 0]),
-    base=None,
-    keys=keys,
-  )
-  return run._replace(base=_judge(run, es_service(run)))
+
+  def one(rng_key, normalization, es):
+    numbers = Coefficients(
+      **{name: np.asarray(value) for name, value in coefficients}
+    )
+    state = learner.init(rng_key, example, numbers, normalization)
+    return start_at(state, es)
+
+  return jax.vmap(one)(rng_key, normalization, es)
 
 
 def es_service(run: Run) -> Service:
@@ -568,49 +847,64 @@ def es_service(run: Run) -> Service:
   )
 
 
-def es_figures(run: Run) -> dict[str, Any]:
-  """The baseline: its action, what it brings, what finding it cost."""
+def es_figures(run: Run) -> list[dict[str, Any]]:
+  """The baseline by seed: its action, what it brings, what finding it cost."""
   search = run.config.es_search
-  return {
-    "action": np.asarray(run.start.actor_params["start"], np.float64).tolist(),
-    "reward_per_session": float(jnp.mean(run.base.reward)),
-    "requests_per_session": float(jnp.mean(run.base.requests)),
-    # Each session of a step is run forwards and backwards.
-    "search_sessions": 2 * search.iterations * search.sessions,
-  }
+  return [
+    {
+      "action": np.asarray(run.es[n], np.float64).tolist(),
+      "reward_per_session": float(np.mean(run.base.reward[n])),
+      "requests_per_session": float(np.mean(run.base.requests[n])),
+      # Each session of a step is run forwards and backwards.
+      "search_sessions": 2 * search.iterations * search.sessions,
+    }
+    for n in range(len(run.seeds))
+  ]
 
 
-def headroom_figures(run: Run) -> dict[str, Any]:
+def headroom_figures(run: Run) -> list[dict[str, Any]]:
   """The privileged optimum of the audit: what no policy that can be served has.
 
   A linear policy of the observation and the hidden state, free to go anywhere,
   ascends the true return from ES.
   """
-  action = run.start.actor_params["start"]
-  policy = headroom.start_policy(
-    run.world, session.privileged_observation, action, 2.0, False
-  )
-  best = headroom.optimise(
-    run.keys["headroom"],
-    run.world,
-    _rewards_of(run.table, run.world),
-    policy,
-    run.config.headroom_search,
-    run.config.max_requests,
-    session.privileged_observation,
-  )
-  judged = judge(
-    run.keys["evaluation"],
-    run.judging,
-    run.table,
-    headroom.linear_act,
-    best,
-    run.config.evaluation_sessions,
-    run.config.max_requests,
-    session.privileged_observation,
-  )
-  gain = compare(judged.reward, run.base.reward, run.base.user)
-  return {"headroom_pct": gain.gain, "headroom_ci95": list(gain.ci95)}
+  policy = _linear_policy(run.world, run.es, 2.0)
+  best = _search(run, run.keys["headroom"], policy, run.config.headroom_search)
+
+  def one(rng_key, world, table, policy):
+    return judge(
+      rng_key,
+      world,
+      table,
+      headroom.linear_act,
+      policy,
+      run.config.evaluation_sessions,
+      run.config.max_requests,
+      session.privileged_observation,
+    )
+
+  judged = jax.vmap(one)(run.keys["evaluation"], run.judging, run.table, best)
+  gains = _compare_rewards(judged, run.base)
+  return [
+    {"headroom_pct": gain.gain, "headroom_ci95": list(gain.ci95)}
+    for gain in gains
+  ]
+
+
+def _compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
+  policy, base = jax.device_get((policy, base))
+  return [
+    compare(policy.reward[n], base.reward[n], base.user[n])
+    for n in range(base.user.shape[0])
+  ]
+
+
+def _figures(run: Run, state: State) -> list[dict[str, Any]]:
+  policy, base = jax.device_get((_judge(run, service(state)), run.base))
+  return [
+    figures(lane(policy, n), lane(base, n), run.world.slate_size)
+    for n in range(len(run.seeds))
+  ]
 
 
 OnChunk = Callable[[loop.TrainState, Any], None]
@@ -626,8 +920,8 @@ def _train(
 ) -> State:
   train = run.config.train
   # Copies: training donates its state, and the caller keeps the old policy.
-  begin = loop.start(rng_key, jax.tree.map(jnp.copy, state))
-  return loop.train(
+  begin = jax.vmap(loop.start)(rng_key, jax.tree.map(jnp.copy, state))
+  trained = loop.train_many(
     run.algorithm.learner,
     begin,
     dataset,
@@ -635,12 +929,36 @@ def _train(
     batch_size=train.batch_size,
     chunk_size=train.chunk_size,
     on_chunk=on_chunk,
-  ).learner
+  )
+  failed = np.flatnonzero(~np.asarray(trained.healthy))
+  if failed.size:
+    raise FloatingPointError(
+      f"seed {run.seeds[failed[0]]}: expected finite training metrics, found"
+      f" one that is not after update {trained.step[failed[0]]} of the round."
+    )
+  return trained.learner
+
+
+def _drift(
+  run: Run, new: State, old: State, dataset: TransitionDataset
+) -> list[dict[str, Any]]:
+  found = jax.vmap(functools.partial(drift, run.algorithm.learner))(
+    new, old, dataset
+  )
+  found = jax.device_get(found)
+  return [
+    {
+      "outside_share": float(found.outside[n]),
+      "drift": found.change[n].astype(float).tolist(),
+      "drift_histogram": found.histogram[n].astype(float).tolist(),
+    }
+    for n in range(len(run.seeds))
+  ]
 
 
 def play_round(
   run: Run, state: State, number: int, on_chunk: OnChunk | None = None
-) -> tuple[State, dict[str, Any]]:
+) -> tuple[State, list[dict[str, Any]]]:
   """One round: explore around the policy in service, train, judge.
 
   Training goes on from the state of the round before, critics included. It
@@ -651,70 +969,73 @@ def play_round(
     run: of `prepare`.
     state: the learner's, its policy in service.
     number: of the round, from 0; with the seed it decides all draws.
-    on_chunk: as in `loop.train`.
+    on_chunk: as in `loop.train_many`.
 
   Returns:
-    The state with the new policy, and the round's figures.
+    The state with the new policy, and the round's figures by seed.
   """
   config = run.config
-  collect_key, batch_key = jax.random.split(
-    jax.random.fold_in(run.keys["round"], number)
-  )
+  split = jax.vmap(
+    lambda key: jax.random.split(jax.random.fold_in(key, number))
+  )(run.keys["round"])
   started = time.monotonic()
   before = _judge(run, service(state))
-  cost = {}
+  costs: list[dict[str, Any]] = [{} for _ in run.seeds]
   for name, noise in (
-    ("exploration_cost_pct", {"half_width": HALF_WIDTH}),
-    ("gaussian_cost_pct", {"stddev": GAUSSIAN_STDDEV}),
+    ("exploration_cost", {"half_width": HALF_WIDTH}),
+    ("gaussian_cost", {"stddev": GAUSSIAN_STDDEV}),
   ):
     explored = _judge(run, service(state, **noise))
-    gain = compare(explored.reward, before.reward, before.user)
-    cost[name] = -gain.gain
-    cost[name.replace("_pct", "_ci95")] = [-gain.ci95[1], -gain.ci95[0]]
+    gains = _compare_rewards(explored, before)
+    for cost, gain in zip(costs, gains, strict=True):
+      cost[f"{name}_pct"] = -gain.gain
+      cost[f"{name}_ci95"] = [-gain.ci95[1], -gain.ci95[0]]
   judged = time.monotonic()
-  dataset = as_dataset(_collect(run, collect_key, state))
-  num_rows = int(dataset.num_transitions)
+  dataset = _collect(run, split[:, 0], state)
+  num_rows = np.asarray(dataset.num_transitions)
   collected = time.monotonic()
   updates = config.train.num_updates
-  new = _train(run, batch_key, state, dataset, updates, on_chunk)
-  outside, change = drift(run.algorithm.learner, new, state, dataset)
+  new = _train(run, split[:, 1], state, dataset, updates, on_chunk)
+  drifts = _drift(run, new, state, dataset)
   trained = time.monotonic()
-  result = {
-    "round": number + 1,
-    "rows": num_rows,
-    **figures(_judge(run, service(new)), run.base, run.world.slate_size),
-    **cost,
-    "outside_share": float(outside),
-    "drift": np.asarray(change, np.float64).tolist(),
-    "seconds": {
-      "collect": collected - judged,
-      "train": trained - collected,
-      "judge": time.monotonic() - trained + judged - started,
-    },
+  gained = _figures(run, new)
+  seconds = {
+    "collect": collected - judged,
+    "train": trained - collected,
+    "judge": time.monotonic() - trained + judged - started,
   }
-  return new, result
-
-
-def play_once(run: Run, on_chunk: OnChunk | None = None) -> dict[str, Any]:
-  """Without progressive training: the same sessions and updates in one round."""
-  config = run.config
-  collect_key, batch_key = jax.random.split(run.keys["one_round"])
-  # In parts of a round's size: the program is compiled already.
-  parts = [
-    _collect(run, key, run.start)
-    for key in jax.random.split(collect_key, config.rounds)
+  results = [
+    {
+      "round": number + 1,
+      "rows": int(num_rows[n]),
+      **gained[n],
+      **costs[n],
+      **drifts[n],
+      "seconds": seconds,
+    }
+    for n in range(len(run.seeds))
   ]
-  dataset = as_dataset(
-    jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-  )
-  del parts
+  return new, results
+
+
+def play_once(
+  run: Run, on_chunk: OnChunk | None = None
+) -> tuple[State, list[dict[str, Any]]]:
+  """Without progressive training: the same sessions and updates in one round.
+
+  Returns:
+    The state with the new policy, and its figures by seed.
+  """
+  config = run.config
+  split = jax.vmap(jax.random.split)(run.keys["one_round"])
+  dataset = _collect(run, split[:, 0], run.start, config.rounds)
   updates = config.rounds * config.train.num_updates
-  new = _train(run, batch_key, run.start, dataset, updates, on_chunk)
-  outside, _ = drift(run.algorithm.learner, new, run.start, dataset)
-  return {
-    **figures(_judge(run, service(new)), run.base, run.world.slate_size),
-    "outside_share": float(outside),
-  }
+  new = _train(run, split[:, 1], run.start, dataset, updates, on_chunk)
+  drifts = _drift(run, new, run.start, dataset)
+  gained = _figures(run, new)
+  return new, [
+    {**figures, **moved} for figures, moved in zip(gained, drifts, strict=True)
+  ]
 
 
 _NETWORKS = {
@@ -724,7 +1045,8 @@ _NETWORKS = {
 }
 
 PRESETS = {
-  # Under a minute: that everything runs; too few rows to learn from.
+  # Seconds, and those mostly the compiler's: that everything runs; too few
+  # rows to learn from.
   "smoke": ProgressiveConfig(
     rounds=2,
     sessions_per_round=2048,
@@ -758,6 +1080,35 @@ PRESETS = {
       num_updates=2_500,
       chunk_size=250,
       checkpoint_every=250,
+      coefficients={
+        "actor_learning_rate": 1e-4,
+        "critic_learning_rate": 5e-4,
+        "discount": 0.99,
+        "target_step_size": 0.05,
+      },
+    ),
+  ),
+  # The paper's sizes, for one accelerator of 80 GB; benchmarks/
+  # progressive_memory.py says what it takes. The rows of the one-round baseline,
+  # five times those of a round, are most of it.
+  "paper": ProgressiveConfig(
+    rounds=5,
+    sessions_per_round=2_000_000,
+    max_requests=16,
+    num_users=4096,
+    evaluation_sessions=65_536,
+    es_search=Search(80, 4096),
+    headroom_search=Search(80, 4096),
+    world_size="base",
+    collect_parts=40,
+    train=TrainConfig(
+      critic="box",
+      ensemble_size=24,
+      hidden_sizes=(256, 256),
+      batch_size=4096,
+      num_updates=60_000,
+      chunk_size=500,
+      checkpoint_every=500,
       coefficients={
         "actor_learning_rate": 1e-4,
         "critic_learning_rate": 5e-4,

@@ -60,6 +60,35 @@ def linear_act(
   return Decision(action, ActionBox(action, action), jnp.zeros((), jnp.float32))
 
 
+@functools.partial(
+  jax.jit, static_argnames=("look", "num_sessions", "max_requests")
+)
+def _observed_moments(
+  world: World,
+  action: chex.Array,
+  look: Callable,
+  num_sessions: int,
+  max_requests: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and deviation `[S]` of what is observed while `action` is served."""
+
+  def one(key):
+    def request(state, _):
+      following, _ = session.step(world, state, action)
+      return following, (look(world, state), state.active)
+
+    start = session.reset(key, world)
+    return jax.lax.scan(request, start, length=max_requests)[1]
+
+  keys = jax.random.split(jax.random.key(20), num_sessions)
+  seen, active = jax.vmap(one)(keys)
+  weight = active.astype(jnp.float32)[..., None]
+  weight = weight / jnp.sum(weight)
+  mean = jnp.sum(weight * seen, axis=(0, 1))
+  spread = jnp.square(seen - mean[None, None, :])
+  return mean, jnp.sqrt(jnp.sum(weight * spread, axis=(0, 1)))
+
+
 def start_policy(
   world: World,
   look: Callable,
@@ -85,25 +114,9 @@ def start_policy(
     The policy.
   """
 
-  @jax.jit
-  def moments(world):
-    def one(key):
-      def request(state, _):
-        following, _ = session.step(world, state, action)
-        return following, (look(world, state), state.active)
-
-      start = session.reset(key, world)
-      return jax.lax.scan(request, start, length=max_requests)[1]
-
-    keys = jax.random.split(jax.random.key(20), num_sessions)
-    seen, active = jax.vmap(one)(keys)
-    weight = active.astype(jnp.float32)[..., None]
-    weight = weight / jnp.sum(weight)
-    mean = jnp.sum(weight * seen, axis=(0, 1))
-    spread = jnp.square(seen - mean[None, None, :])
-    return mean, jnp.sqrt(jnp.sum(weight * spread, axis=(0, 1)))
-
-  mean, scale = moments(world)
+  mean, scale = _observed_moments(
+    world, action, look, num_sessions, max_requests
+  )
   scale = jnp.full_like(scale, jnp.inf) if blind else jnp.maximum(scale, 1e-3)
   weights = jnp.zeros((action.shape[0], 1 + mean.shape[0]), jnp.float32)
   return LinearPolicy(
@@ -185,8 +198,10 @@ def optimise(
     def one(key):
       noise_key, world_key, policy_key = jax.random.split(key, 3)
       delta = deviation[None, :] * jax.random.normal(noise_key, weights.shape)
-      up = gain(weights + delta, world_key, policy_key)
-      down = gain(weights - delta, world_key, policy_key)
+      # One copy of a session in the program, not two.
+      up, down = jax.vmap(
+        lambda sign: gain(weights + sign * delta, world_key, policy_key)
+      )(jnp.asarray([1.0, -1.0], jnp.float32))
       return (up - down) * delta, up + down
 
     slope, level = jax.vmap(one)(jax.random.split(key, search.sessions))

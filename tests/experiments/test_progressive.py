@@ -12,6 +12,10 @@ from tests.small_world import small_world
 from tests.tiny_run import TINY, tiny_algorithm
 
 _ROOT = pathlib.Path(__file__).parents[2]
+_FLAGS = (
+  *("resume", "rounds", "seeds", "leaving", "world"),
+  *("parallel_seeds", "critics"),
+)
 
 
 @pytest.fixture
@@ -23,19 +27,21 @@ def launch(monkeypatch):
   monkeypatch.setattr(
     launcher.progressive,
     "make_algorithm",
-    lambda config, world: tiny_algorithm(),
+    lambda config, world, act=None: tiny_algorithm(config.critic),
   )
   # Compiling the privileged search takes as long as all the rest, and the
   # library's own tests run it.
   monkeypatch.setattr(
     launcher.progressive,
     "headroom_figures",
-    lambda run: {"headroom_pct": 4.0, "headroom_ci95": [3.0, 5.0]},
+    lambda run: [
+      {"headroom_pct": 4.0, "headroom_ci95": [3.0, 5.0]} for _ in run.seeds
+    ],
   )
 
   def run(*args):
     flags.FLAGS.unparse_flags()
-    for name in ("resume", "rounds", "seeds", "leaving", "world"):
+    for name in _FLAGS:
       flags.FLAGS[name].value = flags.FLAGS[name].default
     launcher.main(
       flags.FLAGS(["progressive", "--preset=smoke", *map(str, args)])
@@ -50,23 +56,39 @@ def _numbers(out_dir):
   return summary
 
 
+def _killed_in_call(function, nth):
+  """The function, interrupted when it is called for the nth time."""
+  calls = []
+
+  def killed(*args):
+    calls.append(None)
+    if len(calls) == nth:
+      raise KeyboardInterrupt
+    return function(*args)
+
+  return killed
+
+
 def test_killed_and_resumed_ends_in_the_same_numbers(
   launch, tmp_path, monkeypatch, capsys
 ):
+  """Two seeds side by side, two critics; killed in each kind of round."""
+  options = ("--seeds=0,1", "--parallel_seeds=2", "--critics=box,mlp")
   whole = tmp_path / "whole"
-  launch(f"--out_dir={whole}", "--seeds=0")
+  launch(f"--out_dir={whole}", *options)
   printed = capsys.readouterr().out
-  assert "round 2" in printed and "privileged optimum" in printed
+  assert "interval above 0" in printed and "round 2" not in printed
   for name in ("summary.json", "report.md", "report.html"):
     assert str(whole / name) in printed
   page = (whole / "report.html").read_text()
-  assert page.count("data:image/png;base64,") == 1
+  assert page.count("data:image/png;base64,") == 1 + 3 * 4
   assert "http" not in page and "<script" not in page
+  assert "privileged optimum" in page
 
   summary = _numbers(whole)
-  found = summary["seeds"]["0"]["satisfaction_floor"]
   assert {"fingerprint", "preset", "rounds"} <= summary.keys()
-  assert {
+  assert summary["seeds"].keys() == {"0", "1"}
+  wanted = {
     "reward_gain_pct",
     "reward_gain_ci95",
     "uvc_gain_pct",
@@ -75,36 +97,53 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     "one_round_gain_pct",
     "headroom_reached",
     "exploration_cost_pct",
-  } <= found.keys()
+  }
+  for of_seed in summary["seeds"].values():
+    found = of_seed["satisfaction_floor"]
+    assert found["critic"] == "box"
+    assert wanted <= found.keys()
+    assert wanted <= found["other_critics"]["mlp"].keys()
+    other = found["other_critics"]["mlp"]["reward_gain_pct"]
+    assert found["reward_gain_pct"] != other
+  folder = "satisfaction_floor_seed_0_1"
+  assert (whole / folder / "mlp" / "one_round" / "1").is_dir()
 
   killed = tmp_path / "killed"
-  play_round = launcher.progressive.play_round
-
-  def killed_in_second_round(run, state, number, on_chunk):
-    if number == 1:
-      raise KeyboardInterrupt
-    return play_round(run, state, number, on_chunk)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(launcher.progressive, "play_round", killed_in_second_round)
-    with pytest.raises(KeyboardInterrupt):
-      launch(f"--out_dir={killed}", "--seeds=0")
-  assert not (killed / "summary.json").exists()
-  launch(f"--out_dir={killed}", "--seeds=0", "--resume")
-  assert "going on after round 1" in capsys.readouterr().err
+  for name, nth in (("play_round", 2), ("play_once", 1), ("play_round", 1)):
+    resume = ["--resume"] if killed.exists() else []
+    with monkeypatch.context() as patch:
+      function = getattr(launcher.progressive, name)
+      patch.setattr(launcher.progressive, name, _killed_in_call(function, nth))
+      with pytest.raises(KeyboardInterrupt):
+        launch(f"--out_dir={killed}", *options, *resume)
+    assert not (killed / "summary.json").exists()
+  launch(f"--out_dir={killed}", *options, "--resume")
+  said = capsys.readouterr().err
+  assert "going on after round 1" in said and "going on after round 2" in said
   assert _numbers(killed) == summary
-  folder = "seed_0_satisfaction_floor"
-  rows = (killed / folder / "metrics.jsonl").read_text()
-  assert rows == (whole / folder / "metrics.jsonl").read_text()
-  steps = [json.loads(line)["step"] for line in rows.splitlines()]
-  assert steps == [4, 8, 12, 16]
+  for critic in ("box", "mlp"):
+    rows = (killed / folder / critic / "metrics.jsonl").read_text()
+    assert rows == (whole / folder / critic / "metrics.jsonl").read_text()
+  found = [json.loads(line) for line in rows.splitlines()]
+  assert [(row["step"], row["seed"]) for row in found] == [
+    (step, seed) for step in (4, 8, 12, 16) for seed in (0, 1)
+  ]
 
   with pytest.raises(launcher.app.UsageError, match="holds a run"):
-    launch(f"--out_dir={whole}", "--seeds=0")
+    launch(f"--out_dir={whole}", *options)
   with pytest.raises(launcher.app.UsageError, match="has another rounds"):
-    launch(f"--out_dir={whole}", "--seeds=0", "--resume", "--rounds=3")
+    launch(f"--out_dir={whole}", *options, "--resume", "--rounds=3")
+  with pytest.raises(launcher.app.UsageError, match="has another critics"):
+    launch(f"--out_dir={whole}", *options[:2], "--resume")
   with pytest.raises(launcher.app.UsageError, match="there is no run in"):
     launch(f"--out_dir={tmp_path / 'none'}", "--resume")
+  (tmp_path / "file").write_text("")
+  damaged = f"--world={tmp_path / 'file'}"
+  with pytest.raises(launcher.app.UsageError, match="expected a world file"):
+    launch(f"--out_dir={tmp_path / 'none'}", damaged)
+  assert not (tmp_path / "none").exists()
+  with pytest.raises(launcher.app.UsageError, match="expected a folder"):
+    launch(f"--out_dir={tmp_path / 'file'}")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +156,8 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     ("--seeds=", "different non-negative integers"),
     ("--leaving=never", "different names of satisfaction_floor"),
     ("--preset=huge", "smoke"),
+    ("--critics=box,cnn", "different names of mlp, box, box_quadratic"),
+    ("--parallel_seeds=2", "divides the number of --seeds"),
     ("--unknown=1", "Unknown command line flag"),
   ],
 )

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,6 +221,37 @@ def test_many_runs_equal_separate_runs(dataset):
       many.learner,
       one.learner,
     )
+
+
+def test_every_run_draws_from_its_own_dataset():
+  datasets = [sessions.device_dataset(random_log(seed=seed)) for seed in (1, 2)]
+  options = {"batch_size": 16, "chunk_size": 10}
+  stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+  many = loop.train_many(
+    _LEARNER,
+    stack(*(start(dataset) for dataset in datasets)),
+    stack(*datasets),
+    20,
+    **options,
+  )
+  for run, dataset in enumerate(datasets):
+    alone = loop.train(_LEARNER, start(dataset), dataset, 20, **options)
+    jax.tree.map(
+      lambda a, b, run=run: np.testing.assert_allclose(
+        a[run], b, rtol=1e-4, atol=1e-4
+      ),
+      many.learner,
+      alone.learner,
+    )
+
+
+def test_many_runs_may_be_one(dataset):
+  options = {"batch_size": 16, "chunk_size": 10}
+  alone = loop.train(_LEARNER, start(dataset), dataset, 20, **options)
+  one = jax.tree.map(lambda leaf: leaf[None], start(dataset))
+  rows = jax.tree.map(lambda leaf: leaf[None], dataset)
+  many = loop.train_many(_LEARNER, one, rows, 20, **options)
+  assert digest(jax.tree.map(lambda leaf: leaf[0], many)) == digest(alone)
 
 
 def test_many_runs_survive_the_failure_of_one(dataset, caplog):

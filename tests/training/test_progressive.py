@@ -1,8 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import progressive_memory
 from mtf_jax.datasets import sessions
 from mtf_jax.exploration import action_box
 from mtf_jax.training import progressive
@@ -18,15 +21,23 @@ def world():
 
 @pytest.fixture(scope="module")
 def run(world):
-  return progressive.prepare(TINY, world, 0, tiny_algorithm())
+  return progressive.prepare(TINY, [world] * 2, [0, 1], tiny_algorithm())
+
+
+def _first(tree):
+  return progressive.lane(tree, 0)
+
+
+def _service(state, half_width=0.0):
+  return progressive.service(_first(state), half_width)
 
 
 def _collect(run, half_width=0.15):
   return session.rollout(
     jax.random.key(3),
-    run.world,
+    _first(run.world),
     run.algorithm.act,
-    progressive.service(run.start, half_width),
+    _service(run.start, half_width),
     TINY.sessions_per_round,
     TINY.max_requests,
   )
@@ -40,7 +51,7 @@ def test_rows_carry_the_box_around_the_policy_in_service(run):
   log = session.pack(_collect(run))
   sessions.validate(log)
   policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
-    run.start, jnp.asarray(log.observation)
+    _first(run.start), jnp.asarray(log.observation)
   )
   box = jax.vmap(action_box)(policy)
   np.testing.assert_allclose(log.box.lower, box.lower, atol=1e-6)
@@ -59,7 +70,7 @@ def test_not_exploring_serves_the_policy_itself(run):
   log = session.pack(_collect(run, half_width=0.0))
   served = ~log.bootstrap_only
   policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
-    run.start, jnp.asarray(log.observation)
+    _first(run.start), jnp.asarray(log.observation)
   )
   np.testing.assert_allclose(
     log.action[served], np.asarray(policy)[served], atol=1e-6
@@ -68,7 +79,12 @@ def test_not_exploring_serves_the_policy_itself(run):
 
 def test_device_rows_are_the_packed_log(run):
   rows = _collect(run)
-  device = progressive.as_dataset(rows)
+  flat = progressive.flat_rows(rows)
+  # Two seeds and room to spare, the second half of it filled.
+  part = progressive.stack([flat, jax.tree.map(lambda x: x[::-1], flat)])
+  first = jnp.asarray(part.terminal.shape[1], jnp.int32)
+  whole = progressive.put_rows(progressive.empty_rows(part, 2), part, first)
+  device = _first(progressive.as_dataset(whole))
   packed = sessions.device_dataset(session.pack(rows))
   assert int(device.num_transitions) == int(packed.num_transitions)
 
@@ -95,40 +111,45 @@ def test_device_rows_are_the_packed_log(run):
 
 
 def test_actor_starts_at_es_and_has_the_full_range(run):
-  service = progressive.es_service(run)
-  start = run.start.actor_params["start"]
+  start = run.es[0]
+  es = progressive.es_service(run)
+  service = _service(run.start._replace(actor_params=es.actor_params))
   assert np.any(np.abs(start) > 0.01)
   for n in range(3):
-    mean, scale = run.start.normalization
+    mean, scale = _first(run.start.normalization)
     observation = mean + scale * jax.random.normal(
       jax.random.key(n), mean.shape
     )
     decision = run.algorithm.act(service, observation, jax.random.key(n))
     np.testing.assert_allclose(decision.action, start, atol=1e-7)
     np.testing.assert_allclose(
-      run.algorithm.learner.act(run.start, observation), start, atol=0.05
+      run.algorithm.learner.act(_first(run.start), observation),
+      start,
+      atol=0.05,
     )
 
 
 def test_judging_pairs_users_and_keeps_the_reward(run):
   key = jax.random.key(9)
 
+  judging, table, world = map(_first, (run.judging, run.table, run.world))
+
   def judge(params):
     return progressive.judge(
-      key, run.judging, run.table, run.algorithm.act, params, 96, 6
+      key, judging, table, run.algorithm.act, params, 96, 6
     )
 
-  service = progressive.service(run.start)
+  service = _service(run.start)
   policy = judge(service)
-  other = judge(progressive.service(run.start, 0.15))
+  other = judge(_service(run.start, 0.15))
   np.testing.assert_array_equal(policy.user, other.user)
   assert not np.array_equal(policy.reward, other.reward)
   jax.tree.map(np.testing.assert_array_equal, policy, judge(service))
-  assert set(np.asarray(policy.user)) <= set(np.asarray(run.world.population))
+  assert set(np.asarray(policy.user)) <= set(np.asarray(world.population))
   returns = session.session_returns(
     key,
-    run.world,
-    session.expected_rewards(run.world),
+    world,
+    session.expected_rewards(world),
     run.algorithm.act,
     service,
     96,
@@ -165,31 +186,105 @@ def test_interval_counts_users_not_sessions():
   assert same.gain == 0 and same.p_value == 1
 
 
+def test_a_seed_has_its_figures_alone_and_beside_others(run, world):
+  """To 1e-3: contractions are batched anew."""
+  assert not np.allclose(run.es[0], run.es[1])
+  state, figures = progressive.play_round(run, run.start, 0)
+  alone = progressive.prepare(TINY, [world], [1], run.algorithm)
+  np.testing.assert_array_equal(
+    alone.world.population[0], run.world.population[1]
+  )
+  np.testing.assert_array_equal(alone.base.user[0], run.base.user[1])
+  np.testing.assert_allclose(alone.es[0], run.es[1], atol=1e-3)
+  alone_state, (alone_figures,) = progressive.play_round(alone, alone.start, 0)
+  assert alone_figures["rows"] == figures[1]["rows"]
+  assert figures[0]["rows"] != figures[1]["rows"]
+  for name in ("reward_gain_pct", "hate_rate", "drift", "exploration_cost_pct"):
+    np.testing.assert_allclose(
+      alone_figures[name], figures[1][name], rtol=1e-2, atol=1e-3
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a[0], b[1], rtol=1e-2, atol=1e-3),
+    alone_state.actor_params,
+    state.actor_params,
+  )
+
+
 def test_rounds_repeat_and_move_the_policy(run, world):
   state, figures = progressive.play_round(run, run.start, 0)
-  assert figures["rows"] > TINY.sessions_per_round
-  assert max(figures["drift"]) > 1e-3
-  assert 0 <= figures["outside_share"] <= 1
-  low, high = figures["reward_gain_ci95"]
-  assert low < figures["reward_gain_pct"] < high
-  again = progressive.prepare(TINY, world, 0, run.algorithm)
+  for of_seed in figures:
+    assert of_seed["rows"] > TINY.sessions_per_round
+    assert max(of_seed["drift"]) > 1e-3
+    assert 0 <= of_seed["outside_share"] <= 1
+    histogram = np.array(of_seed["drift_histogram"])
+    np.testing.assert_allclose(histogram.sum(axis=1), 1, rtol=1e-5)
+    low, high = of_seed["reward_gain_ci95"]
+    assert low < of_seed["reward_gain_pct"] < high
+  again = progressive.prepare(TINY, [world] * 2, [0, 1], run.algorithm)
   same_state, same = progressive.play_round(again, again.start, 0)
-  assert _without_seconds(same) == _without_seconds(figures)
+  for ours, theirs in zip(same, figures, strict=True):
+    assert _without_seconds(ours) == _without_seconds(theirs)
   jax.tree.map(np.testing.assert_array_equal, same_state, state)
   _, following = progressive.play_round(run, state, 1)
-  assert following["reward_gain_pct"] != figures["reward_gain_pct"]
-  # ES stays what policies are held against.
-  assert following["hate_rate_base"] == figures["hate_rate_base"]
+  for ours, theirs in zip(following, figures, strict=True):
+    assert ours["reward_gain_pct"] != theirs["reward_gain_pct"]
+    # ES stays what policies are held against.
+    assert ours["hate_rate_base"] == theirs["hate_rate_base"]
+
+
+def test_sessions_are_collected_in_parts(run):
+  whole = progressive._collect(run, run.keys["round"], run.start)
+  config = dataclasses.replace(TINY, collect_parts=2)
+  parts = progressive._collect(
+    run._replace(config=config), run.keys["round"], run.start
+  )
+  assert parts.observation.shape == whole.observation.shape
+  for dataset in (whole, parts):
+    count = np.asarray(dataset.num_transitions)
+    assert np.all(count > TINY.sessions_per_round)
+    # Half of the room is for the second round.
+    assert np.all(dataset.start_row < dataset.terminal.shape[1] // 2)
+  assert not np.array_equal(whole.action, parts.action)
 
 
 def test_one_round_and_headroom_have_their_figures(run):
-  once = progressive.play_once(run)
-  assert np.isfinite(once["reward_gain_pct"])
-  bound = progressive.headroom_figures(run)
-  low, high = bound["headroom_ci95"]
-  assert low < bound["headroom_pct"] < high
+  state, once = progressive.play_once(run)
+  assert state.actor_params["start"].shape == run.es.shape
+  assert all(np.isfinite(figures["reward_gain_pct"]) for figures in once)
+  for bound in progressive.headroom_figures(run):
+    low, high = bound["headroom_ci95"]
+    assert low < bound["headroom_pct"] < high
+
+
+def test_a_seed_that_fails_is_named(run):
+  coefficients = run.start.coefficients
+  shift = coefficients.reward_shift.at[1].set(np.nan)
+  start = run.start._replace(
+    coefficients=coefficients._replace(reward_shift=shift)
+  )
+  with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
+    progressive.play_round(run, start, 0)
 
 
 def test_empty_counts_are_refused():
   with pytest.raises(ValueError, match="rounds: expected 1 or more, found 0"):
-    progressive.ProgressiveConfig(**{**vars(TINY), "rounds": 0})
+    dataclasses.replace(TINY, rounds=0)
+  with pytest.raises(ValueError, match="expected a multiple of collect_parts"):
+    dataclasses.replace(TINY, collect_parts=3)
+
+
+def test_memory_of_a_run_is_read_from_its_compiled_programs(world):
+  config = dataclasses.replace(TINY, collect_parts=2)
+  run = progressive.assemble(config, [world], [0], tiny_algorithm())
+  run = progressive.with_algorithm(run, config, run.algorithm)
+  result = progressive_memory.measure(run)
+  # Two rounds of 64 sessions of 6 requests and a row more.
+  rows = 2 * 64 * 7
+  features, actions, groups = run.normalization.mean.shape[1], 10, 2
+  row = 4 * (features + 3 * actions + groups) + 1
+  put, chunk = (result["programs"][n] for n in ("put_rows", "update_chunk"))
+  # One more byte for `start` in the one, an index in the other.
+  assert put["output_bytes"] == put["alias_bytes"] == rows * (row + 1)
+  assert chunk["argument_bytes"] >= rows * (row + 4)
+  assert result["resident_bytes"]["rows"] == rows * (row + 4) + 4
+  assert result["peak_bytes_at_most"] > sum(result["resident_bytes"].values())

@@ -104,6 +104,21 @@ def test_boxed_policy_stays_in_its_box(small_world):
   np.testing.assert_allclose(decision.action, 1.0)
 
 
+def test_start_policy_compiles_once_per_view(small_world):
+  traces = []
+
+  def look(world, state):
+    traces.append(None)
+    return session.observe(world, state)
+
+  for number, other in enumerate((small_world, small_world.replace())):
+    other = other.replace(group_weights=other.group_weights * (1.0 + number))
+    action = jnp.full(10, 0.1 * number, jnp.float32)
+    policy = headroom.start_policy(other, look, action, 0.15, number == 1)
+    np.testing.assert_allclose(policy.weights[:, 0], action)
+  assert len(traces) == 1
+
+
 def test_embedded_reference_has_what_the_audit_needs():
   reference = audit.load_reference()
   assert set(reference["rates"]) == set(BEHAVIOURS) - {"play_seconds"}
