@@ -891,6 +891,11 @@ def headroom_figures(run: Run) -> list[dict[str, Any]]:
   ]
 
 
+def judge_state(run: Run, state: State) -> Judged:
+  """The policy of a learner's state, on the sessions that ES was judged on."""
+  return _judge(run, service(state))
+
+
 def _compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
   policy, base = jax.device_get((policy, base))
   return [
@@ -900,7 +905,7 @@ def _compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
 
 
 def _figures(run: Run, state: State) -> list[dict[str, Any]]:
-  policy, base = jax.device_get((_judge(run, service(state)), run.base))
+  policy, base = jax.device_get((judge_state(run, state), run.base))
   return [
     figures(lane(policy, n), lane(base, n), run.world.slate_size)
     for n in range(len(run.seeds))
@@ -979,7 +984,7 @@ def play_round(
     lambda key: jax.random.split(jax.random.fold_in(key, number))
   )(run.keys["round"])
   started = time.monotonic()
-  before = _judge(run, service(state))
+  before = judge_state(run, state)
   costs: list[dict[str, Any]] = [{} for _ in run.seeds]
   for name, noise in (
     ("exploration_cost", {"half_width": HALF_WIDTH}),

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import progressive_memory
 from mtf_jax.datasets import sessions
 from mtf_jax.exploration import action_box
-from mtf_jax.training import progressive
+from mtf_jax.training import progressive, progressive_memory
 from mtf_jax.worlds import session
 from tests.small_world import small_world
 from tests.tiny_run import TINY, tiny_algorithm
