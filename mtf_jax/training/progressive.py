@@ -62,8 +62,8 @@ GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
 _ES_LIMIT = 0.95
 # Rows looked at for the share outside the box and the drift.
 _DRIFT_ROWS = 65_536
-DRIFT_BIN = 0.02
-_DRIFT_BINS = 16
+DRIFT_BIN = 0.025  # Six of them in half a box.
+_DRIFT_BINS = 14
 _OUTCOMES = ("valid", "play_seconds", "hate")
 
 
