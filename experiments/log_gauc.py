@@ -4,7 +4,8 @@
     --log_dir=../shared/data/kuairand_pure --run=runs/progressive_kuairand \
     --out=log_gauc.json
 
-`--run` is the folder of `experiments.progressive --world=kuairand.world`. The
+`--run` is the folder of `experiments.progressive --world=kuairand.world`, all of
+its seeds, leaving models and critics are judged. The
 ranker is trained again as `fit_world` did; `--test_from` and `--seed` must be
 those of the fit. Needs the `data` extra.
 """
@@ -13,13 +14,13 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
 from mtf_jax.evaluation import held_out, log_gauc
-from mtf_jax.training import finished, progressive, progressive_report
+from mtf_jax.training import finished, progressive_report
 from mtf_jax.worlds import files, session
 from mtf_jax.worlds.world import fingerprint
 
@@ -47,23 +48,17 @@ def main(argv: Sequence[str]) -> None:
   # Orbax reports every step.
   logging.set_verbosity(logging.WARNING)
   world = files.load_world(_WORLD.value)
-  plan = finished.read_plan(_RUN.value)
-  algorithm = progressive.make_algorithm(plan.train, world)
-
-  def policies_of(seed, leaving):
-    found = finished.read_policies(
-      _RUN.value, seed, leaving, world, algorithm, plan.train
+  # Leaving model -> seed -> name -> policy.
+  policies: dict[str, Any] = {}
+  for found in finished.read_policies(_RUN.value, world):
+    of_leaving = policies.setdefault(found.leaving, {})
+    of_leaving.setdefault(str(found.seed), {}).update(
+      {
+        log_gauc.BASE: (session.fixed_action, found.es),
+        f"one round, critic {found.critic}": (found.act, found.one_round),
+        f"progressive, critic {found.critic}": (found.act, found.progressive),
+      }
     )
-    return {
-      "ES": (session.fixed_action, jnp.asarray(found.es)),
-      "one round": (algorithm.act, progressive.service(found.one_round)),
-      "progressive": (algorithm.act, progressive.service(found.progressive)),
-    }
-
-  policies = {
-    leaving: {str(seed): policies_of(seed, leaving) for seed in plan.seeds}
-    for leaving in plan.leaving
-  }
   rows = held_out.read(
     _LOG_DIR.value, world, test_from=_TEST_FROM.value, seed=_SEED.value
   )

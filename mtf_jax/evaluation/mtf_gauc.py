@@ -27,6 +27,10 @@ import numpy as np
 from mtf_jax.evaluation import bootstrap
 from mtf_jax.models import metrics
 
+# An impression that earned nothing weighs so little that others decide; where
+# all of a label's impressions earned nothing, they count alike.
+_MIN_WEIGHT = 1e-6
+
 
 class Impressions(NamedTuple):
   """What was shown to users, and what they did.
@@ -46,16 +50,14 @@ class Impressions(NamedTuple):
 def day_auc(score: np.ndarray, impressions: Impressions) -> np.ndarray:
   """Weighted AUC of each user day, `[D]`.
 
-  NaN where all impressions have one label, or where those of a label weigh
-  nothing; which days those are does not depend on the score.
+  NaN where all impressions have one label.
 
   Args:
     score: `[n]` fused scores, on any scale that increases with them.
     impressions: what was shown.
   """
-  return metrics.weighted_auc(
-    score, impressions.label, impressions.reward, impressions.day
-  )
+  weight = np.maximum(impressions.reward, _MIN_WEIGHT)
+  return metrics.weighted_auc(score, impressions.label, weight, impressions.day)
 
 
 def _sums(auc, impressions, users):

@@ -3,105 +3,72 @@
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from mtf_jax.datasets.sessions import Transition
-from mtf_jax.exploration import ActionBox
-from mtf_jax.learners.integrated_rl import Coefficients, Normalization, State
+from mtf_jax.learners.integrated_rl import State
+from mtf_jax.training import progressive
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.training.config import TrainConfig
-from mtf_jax.training.progressive import Algorithm
+from mtf_jax.training.progressive import ProgressiveConfig, Service
+from mtf_jax.worlds import session
+from mtf_jax.worlds.headroom import Search
 from mtf_jax.worlds.world import World, fingerprint
 
-CHECKPOINTS, ONE_ROUND = "checkpoints", "one_round"
 
+class Policies(NamedTuple):
+  """What one seed, leaving model and critic put into service.
 
-class Plan(NamedTuple):
-  """What a run was asked for.
-
-  seeds: its seeds.
-  leaving: its leaving models.
-  train: networks and updates.
+  seed, leaving, critic: which.
+  act: the policy's function for `Service` parameters.
+  es: `[A]`, the action of ES.
+  progressive: the policy after the last round, not exploring.
+  one_round: that of one round on the same data.
   """
 
-  seeds: tuple[int, ...]
-  leaving: tuple[str, ...]
-  train: TrainConfig
+  seed: int
+  leaving: str
+  critic: str
+  act: session.Act
+  es: jax.Array
+  progressive: Service
+  one_round: Service
 
 
-def read_plan(run_dir: str | os.PathLike[str]) -> Plan:
-  """Reads what the run in a folder was asked for.
-
-  Raises:
-    ValueError: there is no run.
-  """
-  path = pathlib.Path(run_dir) / "run.json"
-  if not path.exists():
-    raise ValueError(f"{run_dir}: expected a progressive run, found none.")
-  plan = json.loads(path.read_text(encoding="utf-8"))
-  train = dict(plan["config"]["train"])
+def _configs(plan: dict[str, Any]) -> dict[str, ProgressiveConfig]:
+  """The configuration of each critic."""
+  values = dict(plan["config"])
+  for name in ("es_search", "headroom_search"):
+    values[name] = Search(**values[name])
+  train = dict(values["train"])
   train["hidden_sizes"] = tuple(train["hidden_sizes"])
   train["coefficients"] = {
     name: tuple(value) if isinstance(value, list) else value
     for name, value in train["coefficients"].items()
   }
-  return Plan(
-    tuple(plan["seeds"]), tuple(plan["leaving"]), TrainConfig(**train)
-  )
-
-
-class Finished(NamedTuple):
-  """The policies of one seed and leaving model.
-
-  es: `[A]`, the action of ES.
-  progressive: the learner's state after the last round.
-  one_round: that of one round on the same data.
-  """
-
-  es: np.ndarray
-  progressive: State
-  one_round: State
-
-
-def new_state(algorithm: Algorithm, world: World, train: TrainConfig) -> State:
-  """An untrained state of a run: what its checkpoints are shaped like."""
-  zero = jnp.zeros((world.num_actions,), jnp.float32)
-  observation = jnp.zeros((len(world.observation_names),), jnp.float32)
-  box = ActionBox(zero, zero)
-  example = Transition(
-    observation_tm1=observation,
-    action_tm1=zero,
-    box_tm1=box,
-    r_t=jnp.zeros((world.group_weights.shape[0],), jnp.float32),
-    discount_t=jnp.zeros((), jnp.float32),
-    observation_t=observation,
-    box_t=box,
-  )
-  return algorithm.learner.init(
-    jax.random.key(0),
-    example,
-    Coefficients(**jax.tree.map(jnp.asarray, train.coefficients)),
-    Normalization(observation, jnp.ones_like(observation)),
-  )
+  return {
+    critic: ProgressiveConfig(
+      **{**values, "train": TrainConfig(**{**train, "critic": critic})}
+    )
+    for critic in plan["critics"]
+  }
 
 
 def _restore(folder: pathlib.Path, template: State, world: str) -> State:
   def same_world(record: dict[str, Any]) -> None:
-    if record["world"] != world:
+    if set(record["worlds"]) != {world}:
       raise ValueError(
         f"{folder}: expected the world {world}, found a run in"
-        f" {record['world']}."
+        f" {', '.join(record['worlds'])}."
       )
 
   if not folder.is_dir():
     raise ValueError(f"{folder}: expected checkpoints, found no folder.")
   checkpoints = Checkpoints(folder)
   try:
-    restored = checkpoints.restore(template, check=same_world)
+    restored = checkpoints.restore(template, same_world)
   finally:
     checkpoints.close()
   if restored is None:
@@ -110,36 +77,53 @@ def _restore(folder: pathlib.Path, template: State, world: str) -> State:
 
 
 def read_policies(
-  run_dir: str | os.PathLike[str],
-  seed: int,
-  leaving: str,
-  world: World,
-  algorithm: Algorithm,
-  train: TrainConfig,
-) -> Finished:
-  """Reads the policies of one seed and leaving model.
+  run_dir: str | os.PathLike[str], world: World
+) -> Iterator[Policies]:
+  """Reads the policies of a run whose seeds share one fitted world.
 
   Args:
-    run_dir: `--out_dir` of the run.
-    seed: one of its seeds.
-    leaving: one of its leaving models.
-    world: the run's world, whole, under any leaving model.
-    algorithm: `progressive.make_algorithm(train, world)`.
-    train: of the run's plan.
+    run_dir: `--out_dir` of `experiments.progressive`.
+    world: the run's world, under any leaving model.
 
-  Returns:
-    The policies.
+  Yields:
+    The policies by leaving model, critic and seed.
 
   Raises:
-    ValueError: a checkpoint is missing or of another world.
-    CheckpointError: all are damaged.
+    ValueError: there is no run, it is not finished, or it was in another world.
+    CheckpointError: no checkpoint is whole.
   """
-  folder = pathlib.Path(run_dir) / f"seed_{seed}_{leaving}"
-  template = new_state(algorithm, world, train)
-  name = fingerprint(world.with_leaving(leaving))
-  progressive = _restore(folder / CHECKPOINTS, template, name)
-  return Finished(
-    es=np.asarray(progressive.actor_params["start"]),
-    progressive=progressive,
-    one_round=_restore(folder / ONE_ROUND, template, name),
-  )
+  run_dir = pathlib.Path(run_dir)
+  path = run_dir / "run.json"
+  if not path.exists():
+    raise ValueError(f"{run_dir}: expected a progressive run, found none.")
+  plan = json.loads(path.read_text(encoding="utf-8"))
+  configs, size = _configs(plan), plan["parallel_seeds"]
+  groups = [
+    plan["seeds"][n : n + size] for n in range(0, len(plan["seeds"]), size)
+  ]
+  act = None
+  for leaving in plan["leaving"]:
+    left = world.with_leaving(leaving)
+    name = fingerprint(left)
+    for critic, config in configs.items():
+      algorithm = progressive.make_algorithm(config.train, left, act)
+      act = algorithm.act
+      for group in groups:
+        run = progressive.assemble(
+          config, [left] * len(group), group, algorithm
+        )
+        template = progressive.with_algorithm(run, config, algorithm).start
+        joined = "_".join(map(str, group))
+        folder = run_dir / f"{leaving}_seed_{joined}" / critic
+        last = _restore(folder / "checkpoints", template, name)
+        once = _restore(folder / "one_round", template, name)
+        for n, seed in enumerate(group):
+          yield Policies(
+            seed=seed,
+            leaving=leaving,
+            critic=critic,
+            act=act,
+            es=last.actor_params["start"][n],
+            progressive=progressive.service(progressive.lane(last, n)),
+            one_round=progressive.service(progressive.lane(once, n)),
+          )

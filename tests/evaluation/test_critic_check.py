@@ -220,5 +220,5 @@ def test_noise_of_the_returns_is_taken_out():
   assert sum(d["predicted"] for d in value["deciles"]) / 10 == pytest.approx(
     value["mean_predicted"]
   )
-  page = progressive_report.markdown([critic_check.table("Q", found)])
+  page = progressive_report.markdown([critic_check.table("Q", found)], "{}")
   assert page.count("\n| ") == 12

@@ -149,25 +149,35 @@ def test_another_ranker_or_day_than_the_fits_is_refused(fitted):
     held_out.read(folder, world, test_from=_TEST_FROM + 1, seed=0)
 
 
+_RAMP = np.linspace(-0.5, 0.5, 10, dtype=np.float32)
+_SEEDS = (3, 4)
+
+
 @pytest.fixture
 def run_dir(fitted, tmp_path):
-  """A run's folder; its two policies answer a ramp and its opposite."""
+  """A run's folder; its policies answer a ramp and its opposite.
+
+  The ramp of seed 4 is half as steep.
+  """
   _, world = fitted
   folder = tmp_path / "run"
-  seed_folder = folder / f"seed_3_{_LEAVING}"
   algorithm = progressive.make_algorithm(TINY.train, world)
-  plan = {"seeds": [3], "leaving": [_LEAVING], "config": TINY.to_json()}
-  record = {"world": fingerprint(world)}
-  ramp = jnp.linspace(-0.5, 0.5, 10)
-  for name, action in (("checkpoints", ramp), ("one_round", -ramp)):
-    state = finished.new_state(algorithm, world, TINY.train)
-    zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
-    state = progressive.start_at(
-      state._replace(actor_params={**state.actor_params, "network": zeros}),
-      action,
-    )
-    checkpoints = Checkpoints(seed_folder / name)
-    checkpoints.save(1, state, record)
+  plan = {
+    "seeds": _SEEDS,
+    "parallel_seeds": 2,
+    "leaving": [_LEAVING],
+    "critics": ["box"],
+    "config": TINY.to_json(),
+  }
+  record = {"worlds": [fingerprint(world)] * 2, "seeds": _SEEDS}
+  run = progressive.assemble(TINY, [world] * 2, _SEEDS, algorithm)
+  state = progressive.with_algorithm(run, TINY, algorithm).start
+  zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
+  state = state._replace(actor_params={**state.actor_params, "network": zeros})
+  ramps = jnp.asarray(np.stack([_RAMP, _RAMP / 2]))
+  for name, action in (("checkpoints", ramps), ("one_round", -ramps)):
+    checkpoints = Checkpoints(folder / f"{_LEAVING}_seed_3_4" / "box" / name)
+    checkpoints.save(1, progressive.start_at(state, action), record)
     checkpoints.close()
   (folder / "run.json").write_text(json.dumps(plan))
   return folder
@@ -175,30 +185,31 @@ def run_dir(fitted, tmp_path):
 
 def test_policies_come_from_the_runs_folder(fitted, run_dir):
   _, world = fitted
-  plan = finished.read_plan(run_dir)
-  assert plan.train == TINY.train
-  algorithm = progressive.make_algorithm(plan.train, world)
 
   def read(world):
-    return finished.read_policies(
-      run_dir, 3, _LEAVING, world, algorithm, plan.train
-    )
+    return list(finished.read_policies(run_dir, world))
 
-  found = read(world.with_leaving("temper_budget"))
-  ramp = np.linspace(-0.5, 0.5, 10)
-  np.testing.assert_allclose(found.es, ramp, rtol=1e-6)
   observation = jnp.zeros((len(world.observation_names),))
-  np.testing.assert_allclose(
-    algorithm.learner.act(found.one_round, observation), -ramp, rtol=1e-5
-  )
+  first, second = read(world.with_leaving("temper_budget"))
+  for found, seed, ramp in ((first, 3, _RAMP), (second, 4, _RAMP / 2)):
+    assert (found.seed, found.leaving, found.critic) == (seed, _LEAVING, "box")
+    np.testing.assert_allclose(found.es, ramp, rtol=1e-6)
+    for params, expected in (
+      (found.progressive, ramp),
+      (found.one_round, -ramp),
+    ):
+      decision = found.act(params, observation, jax.random.key(0))
+      np.testing.assert_allclose(decision.action, expected, rtol=1e-5)
   other = world.replace(user_features=world.user_features + 1)
   with pytest.raises(ValueError, match="expected the world"):
     read(other)
-  (run_dir / f"seed_3_{_LEAVING}" / "one_round").rename(run_dir / "gone")
+  (run_dir / f"{_LEAVING}_seed_3_4" / "box" / "one_round").rename(
+    run_dir / "gone"
+  )
   with pytest.raises(ValueError, match="one_round: expected checkpoints"):
     read(world)
   with pytest.raises(ValueError, match="expected a progressive run"):
-    finished.read_plan(run_dir / "gone")
+    next(finished.read_policies(run_dir / "gone", world))
 
 
 def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
@@ -229,9 +240,12 @@ def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
   assert later["dates"] == every["dates"][1:]
   judged = later["leaving"][_LEAVING]
   assert judged["users_in_world"] <= judged["users"]
-  assert set(judged["mean"]) >= {"uniform powers", "ES", "one round"}
-  # One seed: its mean is itself. This progressive policy is its own ES.
-  for name in ("one round", "progressive"):
-    assert judged["runs"]["3"][name] == judged["mean"][name]
-  assert judged["mean"]["progressive"]["minus_base"] == 0
-  assert judged["mean"]["one round"]["minus_base"] != 0
+  assert set(judged["mean"]) >= {"uniform powers", "ES"}
+  mean, runs = judged["mean"], judged["runs"]
+  for name in ("ES", "one round, critic box", "progressive, critic box"):
+    assert mean[name]["gauc"] == pytest.approx(
+      (runs["3"][name]["gauc"] + runs["4"][name]["gauc"]) / 2
+    )
+  # These progressive policies are their own ES.
+  assert mean["progressive, critic box"]["minus_base"] == 0
+  assert mean["one round, critic box"]["minus_base"] != 0

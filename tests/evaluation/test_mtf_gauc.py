@@ -29,6 +29,20 @@ def test_by_hand():
   )
 
 
+def test_impressions_that_earned_nothing_count_alike():
+  label = np.array([1, 0, 0, 0, 1, 0, 0])
+  impressions = Impressions(
+    label=label,
+    reward=np.array([1.0, 0, 0, 0, 1, 0, 2]),
+    day=np.array([0, 0, 0, 0, 1, 1, 1]),
+    user=np.array([0, 1]),
+  )
+  score = np.array([0.5, 0.1, 0.2, 0.9, 0.5, 0.1, 0.9])
+  np.testing.assert_allclose(
+    mtf_gauc.day_auc(score, impressions), [2 / 3, 0.0], atol=1e-5
+  )
+
+
 def test_no_increasing_normalisation_changes_it():
   impressions = _by_hand()
   power = np.array([0.3, 2.0, 5.0, 1.0])[impressions.day]

@@ -68,9 +68,9 @@ def test_a_single_user_has_no_interval(judged):
 
 def test_table_reads_as_markdown(judged):
   rows = segments.gains(*judged)
-  page = progressive_report.markdown([segments.table("Segments", rows)])
+  page = progressive_report.markdown([segments.table("Segments", rows)], "{}")
   lines = page.splitlines()
-  assert lines[0] == "## Segments"
+  assert "## Segments" in lines
   (line,) = [line for line in lines if line.startswith("| activity: high")]
   assert f"{rows[3]['reward_gain_pct']:+.2f} [" in line
 
