@@ -33,7 +33,13 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
   size = config.sessions_per_round // config.collect_parts
   parts = config.rounds * config.collect_parts
   collect = progressive.collect_part.lower(
-    key, run.world, algorithm.act, service, size, config.max_requests
+    key,
+    run.world,
+    algorithm.act,
+    service,
+    size,
+    config.max_requests,
+    config.exploration == "session",
   )
   part = collect.out_info
   room = jax.eval_shape(lambda part: progressive.empty_rows(part, parts), part)
