@@ -67,6 +67,12 @@ _CRITICS = flags.DEFINE_list(
   f"Critics, instead of the preset's: {', '.join(CRITICS)}. Each is trained on"
   " its own; the first is the one that summary.json speaks of.",
 )
+_EXPLORATION = flags.DEFINE_enum(
+  "exploration",
+  None,
+  list(progressive.EXPLORATIONS),
+  "How often the deviation in the box is drawn, instead of the preset's.",
+)
 _LEAVING = flags.DEFINE_list(
   "leaving",
   [next(iter(LEAVING_MODELS))],
@@ -232,6 +238,7 @@ def _play(
     )
     for n in range(len(seeds))
   ]
+  uncut = progressive.uncut_figures(run, state)
   checkpoints = Checkpoints(folder / "one_round", keep=1)
   try:
     restored = checkpoints.restore(run.start, check)
@@ -255,6 +262,7 @@ def _play(
       "rounds": [figures[n] for figures in rounds],
       "one_round": one_round["figures"][n],
       "segments": gains[n],
+      "uncut": uncut[n],
       "seconds": {**spent, "one_round": one_round["seconds"]},
     }
     for n in range(len(seeds))
@@ -328,6 +336,8 @@ def _figures(result: dict[str, Any], critic: str) -> dict[str, Any]:
         "hate_rate_base",
       )
     },
+    "reward_gain_uncut_pct": found["uncut"]["reward_gain_pct"],
+    "reward_gain_uncut_ci95": found["uncut"]["reward_gain_ci95"],
     "one_round_gain_pct": found["one_round"]["reward_gain_pct"],
     "one_round_gain_ci95": found["one_round"]["reward_gain_ci95"],
     "headroom_reached": gain / bound if bound > 0 else None,
@@ -374,6 +384,8 @@ def main(argv: Sequence[str]) -> None:
   config = progressive.PRESETS[_PRESET.value]
   if _ROUNDS.value is not None:
     config = dataclasses.replace(config, rounds=_ROUNDS.value)
+  if _EXPLORATION.value is not None:
+    config = dataclasses.replace(config, exploration=_EXPLORATION.value)
   critics = _CRITICS.value or [config.train.critic]
   configs = {
     critic: dataclasses.replace(

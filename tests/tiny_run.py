@@ -14,6 +14,7 @@ TINY = ProgressiveConfig(
   max_requests=6,
   num_users=32,
   evaluation_sessions=96,
+  uncut_requests=8,
   es_search=Search(2, 16),
   headroom_search=Search(2, 16),
   train=TrainConfig(

@@ -650,7 +650,9 @@ def service(
   )
 
 
-def _judge(run: Run, params: Service) -> Judged:
+def _judge(
+  run: Run, params: Service, max_requests: int | None = None
+) -> Judged:
   return judge_service(
     run.keys["evaluation"],
     run.judging,
@@ -658,7 +660,7 @@ def _judge(run: Run, params: Service) -> Judged:
     run.algorithm.act,
     params,
     run.config.evaluation_sessions,
-    run.config.max_requests,
+    run.config.max_requests if max_requests is None else max_requests,
   )
 
 
@@ -919,6 +921,22 @@ def judge_state(run: Run, state: State) -> Judged:
   return _judge(run, service(state))
 
 
+def uncut_figures(run: Run, state: State) -> list[dict[str, Any]]:
+  """The reward gain by seed where sessions may go on beyond `max_requests`."""
+  policy, base = (
+    _judge(run, params, run.config.uncut_requests)
+    for params in (service(state), es_service(run))
+  )
+  return [
+    {
+      "max_requests": run.config.uncut_requests,
+      "reward_gain_pct": gain.gain,
+      "reward_gain_ci95": list(gain.ci95),
+    }
+    for gain in _compare_rewards(policy, base)
+  ]
+
+
 def _compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
   policy, base = jax.device_get((policy, base))
   return [
@@ -1083,6 +1101,8 @@ PRESETS = {
     evaluation_sessions=2048,
     es_search=Search(10, 256),
     headroom_search=Search(10, 256),
+    # No program of its own.
+    uncut_requests=12,
     train=TrainConfig(
       **_NETWORKS,
       batch_size=256,

@@ -61,8 +61,8 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
 
   Args:
     title: heading.
-    result: `rounds` (figures of `progressive.play_round`), `one_round` and
-      `headroom`.
+    result: `rounds` (figures of `progressive.play_round`), `one_round`,
+      `uncut` and `headroom`.
   """
   header = ("policy", "reward % [95%]", "p", "valid %", "duration %")
   header += ("length %", "hate rate", "outside box", "exploring cost %")
@@ -81,6 +81,9 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
         f"{figures['exploration_cost_pct']:+.2f}" if number else "",
       )
     )
+  uncut = result["uncut"]
+  label = f"last round, up to {uncut['max_requests']} requests"
+  rows.append((label, _gain(uncut, "reward"), *[""] * (len(header) - 2)))
   low, high = result["headroom"]["headroom_ci95"]
   bound = f"{result['headroom']['headroom_pct']:+.2f} [{low:+.2f}, {high:+.2f}]"
   rows.append(("privileged optimum", bound, *[""] * (len(header) - 2)))

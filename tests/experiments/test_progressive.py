@@ -14,7 +14,7 @@ from tests.tiny_run import TINY, tiny_algorithm
 _ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = (
   *("resume", "rounds", "seeds", "leaving", "world"),
-  *("parallel_seeds", "critics"),
+  *("parallel_seeds", "critics", "exploration"),
 )
 
 
@@ -94,6 +94,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     "uvc_gain_pct",
     "udt_gain_pct",
     "session_length_gain_pct",
+    "reward_gain_uncut_pct",
     "one_round_gain_pct",
     "headroom_reached",
     "exploration_cost_pct",
@@ -135,6 +136,8 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     launch(f"--out_dir={whole}", *options, "--resume", "--rounds=3")
   with pytest.raises(launcher.app.UsageError, match="has another critics"):
     launch(f"--out_dir={whole}", *options[:2], "--resume")
+  with pytest.raises(launcher.app.UsageError, match="has another config"):
+    launch(f"--out_dir={whole}", *options, "--resume", "--exploration=request")
   with pytest.raises(launcher.app.UsageError, match="there is no run in"):
     launch(f"--out_dir={tmp_path / 'none'}", "--resume")
   (tmp_path / "file").write_text("")
@@ -156,6 +159,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     ("--seeds=", "different non-negative integers"),
     ("--leaving=never", "different names of satisfaction_floor"),
     ("--preset=huge", "smoke"),
+    ("--exploration=never", "session"),
     ("--critics=box,cnn", "different names of mlp, box, box_quadratic"),
     ("--parallel_seeds=2", "divides the number of --seeds"),
     ("--unknown=1", "Unknown command line flag"),

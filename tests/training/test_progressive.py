@@ -84,7 +84,12 @@ def test_device_rows_are_the_packed_log(run):
   first = jnp.asarray(part.terminal.shape[1], jnp.int32)
   whole = progressive.put_rows(progressive.empty_rows(part, 2), part, first)
   device = _first(progressive.as_dataset(whole))
-  packed = sessions.device_dataset(session.pack(rows))
+  log = session.pack(rows)
+  cut = np.append(log.bootstrap_only[1:], False)
+  assert cut.any() and log.terminal.any()
+  # A session ends at the cut.
+  log = log._replace(terminal=log.terminal | cut)
+  packed = sessions.device_dataset(log)
   assert int(device.num_transitions) == int(packed.num_transitions)
 
   def transitions(dataset):
@@ -248,6 +253,12 @@ def test_sessions_are_collected_in_parts(run):
 
 def test_one_round_and_headroom_have_their_figures(run):
   state, once = progressive.play_once(run)
+  # Sessions of up to 8 requests instead of 6: another figure, and not far off.
+  for cut, uncut in zip(
+    once, progressive.uncut_figures(run, state), strict=True
+  ):
+    assert uncut["reward_gain_pct"] != cut["reward_gain_pct"]
+    assert abs(uncut["reward_gain_pct"] - cut["reward_gain_pct"]) < 10
   assert state.actor_params["start"].shape == run.es.shape
   assert all(np.isfinite(figures["reward_gain_pct"]) for figures in once)
   for bound in progressive.headroom_figures(run):
