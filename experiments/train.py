@@ -118,7 +118,9 @@ def main(argv: Sequence[str]) -> None:
     "world": metadata.get("world", ""),
     "round": _ROUND.value,
   }
-  dataset = sessions.device_dataset(log)
+  dataset = sessions.over_steps(
+    sessions.device_dataset(log), config.num_steps, config.discount
+  )
   learner = make_learner(config, dataset)
   network_key, batch_key, example_key = jax.random.split(
     jax.random.key(config.seed), 3

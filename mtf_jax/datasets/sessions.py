@@ -7,6 +7,7 @@ Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
 `E` behaviours, `B` transitions of a batch.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -67,12 +68,13 @@ class Transition(NamedTuple):
   observation_tm1: float32 `[S]` state features before the request.
   action_tm1: float32 `[A]` logged action.
   box_tm1: float32 `[A]` bounds at the request.
-  r_t: float32 `[G]` rewards that followed.
-  discount_t: float32 scalar, 0 where the user left, else 1: the learner
-    multiplies it by its discount factor.
-  observation_t: float32 `[S]` next request's features, arbitrary where
-    `discount_t` is 0.
-  box_t: float32 `[A]` bounds at the next request, likewise.
+  r_t: float32 `[G]` rewards that followed; with several steps, see
+    `over_steps`, their discounted sum.
+  discount_t: float32 scalar, 0 where the user left, else the discount of all
+    steps but one, 1 for one step: the learner multiplies it by its factor.
+  observation_t: float32 `[S]` features of the request that follows, arbitrary
+    where `discount_t` is 0.
+  box_t: float32 `[A]` bounds there, likewise.
   """
 
   observation_tm1: chex.Array
@@ -87,7 +89,10 @@ class Transition(NamedTuple):
 class TransitionDataset(NamedTuple):
   """Rows of a log on the device, ready to be drawn from inside jit.
 
-  observation, action, box, reward, terminal: the fields of `SessionLog`.
+  observation, action, box: the fields of `SessionLog`.
+  reward, discount, next_row: float32 `[N, G]`, float32 `[N]`, int32 `[N]`:
+    `r_t` and `discount_t` of the transition that starts at a row, and the row
+    of its `observation_t`.
   start_row: int32 `[N]`, its first `num_transitions` entries are the rows that
     a transition starts from. Padded to `N`, so logs of one size share one
     compiled program.
@@ -98,7 +103,8 @@ class TransitionDataset(NamedTuple):
   action: jax.Array
   box: ActionBox
   reward: jax.Array
-  terminal: jax.Array
+  discount: jax.Array
+  next_row: jax.Array
   start_row: jax.Array
   num_transitions: jax.Array
 
@@ -313,6 +319,71 @@ def load_sessions(
   return log, metadata
 
 
+def one_step(terminal: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """`discount` and `next_row` of transitions of one step.
+
+  Args:
+    terminal: bool `[N]`, of `SessionLog`.
+
+  Returns:
+    float32 `[N]`, 0 at a session's end, and int32 `[N]`, the row after.
+  """
+  row = jnp.arange(terminal.shape[0], dtype=jnp.int32)
+  # The log's very last row has no next one; there the discount is 0.
+  following = jnp.minimum(row + 1, terminal.shape[0] - 1)
+  return jnp.where(terminal, 0.0, 1.0).astype(jnp.float32), following
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def over_steps(
+  dataset: TransitionDataset, num_steps: int, discount: chex.Numeric
+) -> TransitionDataset:
+  """Transitions over several requests, for `n`-step returns.
+
+  A transition takes up to `num_steps` requests of its session: `r_t = sum_{i <
+  k} discount^i r_{t+i+1}`, then `discount_t = discount^(k-1)` and the state
+  after `k` requests, `k` being smaller only where the session ends or the log
+  breaks off. The actions in between are those logged, so that the target
+  follows the policy that logged them for `k` requests.
+
+  Args:
+    dataset: of transitions of one step.
+    num_steps: n, static.
+    discount: gamma, scalar in [0, 1], that of the learner.
+
+  Returns:
+    The dataset, with the same rows.
+
+  Raises:
+    ValueError: `num_steps` below 1.
+  """
+  if num_steps < 1:
+    raise ValueError(f"num_steps: expected 1 or more, found {num_steps}.")
+  num_rows = dataset.discount.shape[0]
+  place = jnp.arange(num_rows, dtype=jnp.int32)
+  # Padded entries write a row that is written anyway.
+  drawn = jnp.where(
+    place < dataset.num_transitions, dataset.start_row, dataset.start_row[0]
+  )
+  starts = jnp.zeros((num_rows,), jnp.bool_).at[drawn].set(True)
+  following = dataset.next_row
+  # A row that no transition starts from has nothing to add.
+  goes_on = (dataset.discount > 0) & starts[following]
+
+  def longer(_, found):
+    reward, weight, next_row = found
+    further = jnp.where(goes_on, discount, 0).astype(reward.dtype)
+    return (
+      dataset.reward + further[:, None] * reward[following],
+      jnp.where(goes_on, further * weight[following], dataset.discount),
+      jnp.where(goes_on, next_row[following], following),
+    )
+
+  start = (dataset.reward, dataset.discount, following)
+  reward, weight, next_row = jax.lax.fori_loop(0, num_steps - 1, longer, start)
+  return dataset._replace(reward=reward, discount=weight, next_row=next_row)
+
+
 def device_dataset(log: SessionLog) -> TransitionDataset:
   """Puts the rows that a learner needs on the default device.
 
@@ -338,12 +409,14 @@ def device_dataset(log: SessionLog) -> TransitionDataset:
     )
   start_row = np.zeros(terminal.shape, np.int32)
   start_row[: rows.size] = rows
+  discount, next_row = one_step(jnp.asarray(terminal))
   return TransitionDataset(
     observation=jnp.asarray(log.observation),
     action=jnp.asarray(log.action),
     box=jax.tree.map(jnp.asarray, log.box),
     reward=jnp.asarray(log.reward),
-    terminal=jnp.asarray(terminal),
+    discount=discount,
+    next_row=next_row,
     start_row=jnp.asarray(start_row),
     num_transitions=jnp.asarray(rows.size, jnp.int32),
   )
@@ -364,15 +437,13 @@ def sample_transitions(
   """
   draw = jax.random.randint(rng_key, (batch_size,), 0, dataset.num_transitions)
   row = dataset.start_row[draw]
-  # The log's very last row has no next one; there the discount is 0.
-  next_row = jnp.minimum(row + 1, dataset.terminal.shape[0] - 1)
-  terminal = dataset.terminal[row]
+  next_row = dataset.next_row[row]
   return Transition(
     observation_tm1=dataset.observation[row],
     action_tm1=dataset.action[row],
     box_tm1=jax.tree.map(lambda bound: bound[row], dataset.box),
     r_t=dataset.reward[row],
-    discount_t=jnp.where(terminal, 0, 1).astype(dataset.reward.dtype),
+    discount_t=dataset.discount[row],
     observation_t=dataset.observation[next_row],
     box_t=jax.tree.map(lambda bound: bound[next_row], dataset.box),
   )

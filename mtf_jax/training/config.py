@@ -20,6 +20,7 @@ class TrainConfig:
   critic: "mlp" (free-form, of the paper), "box" or "box_quadratic" (ours).
   ensemble_size: critics of a reward group.
   hidden_sizes: widths of the hidden layers of critics and of the MLP actor.
+  num_steps: requests that a transition spans, for n-step returns.
   batch_size: transitions drawn for each update.
   critic_updates: critic updates before an actor update; divides `batch_size`.
   num_updates: updates in all.
@@ -33,6 +34,7 @@ class TrainConfig:
   critic: str = "mlp"
   ensemble_size: int = 8
   hidden_sizes: tuple[int, ...] = (256, 256)
+  num_steps: int = 1
   batch_size: int = 256
   critic_updates: int = 1
   num_updates: int = 10_000
@@ -61,11 +63,20 @@ class TrainConfig:
           f"{whole}: expected a multiple of {part} = {getattr(self, part)},"
           f" found {getattr(self, whole)}."
         )
+    if self.num_steps < 1:
+      raise ValueError(
+        f"num_steps: expected 1 or more, found {self.num_steps}."
+      )
     unknown = sorted(set(self.coefficients) - set(Coefficients._fields))
     if unknown:
       raise ValueError(
         f"coefficients: expected fields of Coefficients, found {unknown}."
       )
+
+  @property
+  def discount(self) -> float:
+    """The learner's discount factor, which n-step returns need as well."""
+    return self.coefficients.get("discount", Coefficients().discount)
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it: lists for tuples."""

@@ -31,7 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.datasets.sessions import Transition, TransitionDataset
+from mtf_jax.datasets.sessions import (
+  Transition,
+  TransitionDataset,
+  one_step,
+  over_steps,
+)
 from mtf_jax.exploration import (
   ActionBox,
   action_box,
@@ -273,12 +278,14 @@ def as_dataset(rows: Rows) -> TransitionDataset:
   round then has one shape, which `session.pack` would not give.
   """
   start_row, num_transitions = jax.vmap(start_rows)(rows.start)
+  discount, next_row = jax.vmap(one_step)(rows.terminal)
   return TransitionDataset(
     observation=rows.observation,
     action=rows.action,
     box=rows.box,
     reward=rows.reward,
-    terminal=rows.terminal,
+    discount=discount,
+    next_row=next_row,
     start_row=start_row,
     num_transitions=num_transitions,
   )
@@ -692,7 +699,8 @@ def _collect(
       rows = empty_rows(part, config.rounds * config.collect_parts)
     first = number * part.terminal.shape[1]
     rows = put_rows(rows, part, jnp.asarray(first, jnp.int32))
-  return as_dataset(rows)
+  steps, gamma = config.train.num_steps, config.train.discount
+  return jax.vmap(lambda lane: over_steps(lane, steps, gamma))(as_dataset(rows))
 
 
 def _search(
