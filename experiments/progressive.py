@@ -12,6 +12,7 @@ Matplotlib (the `plots` extra) adds `report.html`.
 import dataclasses
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from mtf_jax.evaluation import segments
 from mtf_jax.training import progressive, progressive_report
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.training.config import CRITICS
@@ -223,6 +225,13 @@ def _play(
         )
   finally:
     checkpoints.close()
+  judged = progressive.judge_state(run, state)
+  gains = [
+    segments.gains(
+      *(progressive.lane(x, n) for x in (judged, run.base, run.world))
+    )
+    for n in range(len(seeds))
+  ]
   checkpoints = Checkpoints(folder / "one_round", keep=1)
   try:
     restored = checkpoints.restore(run.start, check)
@@ -245,6 +254,7 @@ def _play(
     {
       "rounds": [figures[n] for figures in rounds],
       "one_round": one_round["figures"][n],
+      "segments": gains[n],
       "seconds": {**spent, "one_round": one_round["seconds"]},
     }
     for n in range(len(seeds))
@@ -402,7 +412,7 @@ def main(argv: Sequence[str]) -> None:
   watch = _Watch(total * updates, config.train.chunk_size)
   algorithms: dict[str, progressive.Algorithm] = {}
   found: dict[tuple[int, str], dict[str, Any]] = {}
-  pages = {}
+  pages, seconds = {}, {}
   for group in groups:
     worlds = [fitted or _synthetic(config, seed) for seed in group]
     algorithms = algorithms or _algorithms(configs, worlds[0])
@@ -410,6 +420,11 @@ def main(argv: Sequence[str]) -> None:
       folder = out_dir / f"{leaving}_seed_{'_'.join(map(str, group))}"
       left = [world.with_leaving(leaving) for world in worlds]
       result = _play_group(configs, algorithms, left, group, folder, watch)
+      spent = dict(result[str(group[0])]["seconds"])
+      for critic in critics:
+        of_critic = result[str(group[0])]["critics"][critic]
+        seconds[f"{folder.name}/{critic}"] = {**spent, **of_critic["seconds"]}
+        spent = {}  # What critics share counts once.
       for seed in group:
         found[seed, leaving] = result[str(seed)]
         for critic in critics:
@@ -418,10 +433,9 @@ def main(argv: Sequence[str]) -> None:
           pages[title] = {
             **result[str(seed)],
             **of_critic,
-            "seconds": {**result[str(seed)]["seconds"], **of_critic["seconds"]},
             "metrics": _metrics(folder / critic / "metrics.jsonl", seed),
           }
-  _report(out_dir, plan, found, pages, time.monotonic() - started)
+  _report(out_dir, plan, found, pages, seconds, time.monotonic() - started)
 
 
 def _synthetic(config: progressive.ProgressiveConfig, seed: int) -> World:
@@ -447,6 +461,7 @@ def _report(
   plan: dict[str, Any],
   found: dict[tuple[int, str], dict[str, Any]],
   pages: dict[str, dict[str, Any]],
+  seconds: dict[str, dict[str, float]],
   wall_s: float,
 ) -> None:
   """Writes the summary and the report, prints the table."""
@@ -473,30 +488,30 @@ def _report(
   }
   overview = progressive_report.overview_table(columns)
   tables = {
-    title: progressive_report.result_table(title, page)
+    title: [
+      progressive_report.result_table(title, page),
+      segments.table(f"Users, {title}", page["segments"]),
+    ]
     for title, page in pages.items()
   }
-  seconds = progressive_report.seconds_table(pages, plan["parallel_seeds"])
+  split = progressive_report.seconds_table(seconds)
   configuration = json.dumps(
     {**plan, "fingerprints": names, "versions": _versions()}, indent=1
   )
   written = ["summary.json", "report.md"]
   report = progressive_report.markdown(
-    [overview, *tables.values(), seconds], configuration
+    [overview, *itertools.chain(*tables.values()), split], configuration
   )
   _write(out_dir / "report.md", report)
   if importlib.util.find_spec("matplotlib") is None:
     _say("No report.html: matplotlib (the `plots` extra) is not installed.")
   else:
-    page = progressive_report.html(
-      columns, tables, pages, seconds, configuration
-    )
+    page = progressive_report.html(columns, tables, pages, split, configuration)
     _write(out_dir / "report.html", page)
     written.append("report.html")
   # Many seeds are an overview; what one of them did is in the report.
-  shown = list(tables.values()) if len(tables) == 1 else [overview]
-  for table in shown:
-    print(progressive_report.text(table))
+  shown = next(iter(tables.values()))[0] if len(tables) == 1 else overview
+  print(progressive_report.text(shown))
   written += ["*/*/metrics.jsonl", "*/*/checkpoints", "*/*/one_round"]
   print("\n".join(str(out_dir / name) for name in written))
 

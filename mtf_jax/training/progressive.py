@@ -57,13 +57,14 @@ from mtf_jax.worlds.session import Decision, ExpectedRewards, Rollout
 from mtf_jax.worlds.world import World
 
 HALF_WIDTH = 0.15  # Of the box, from [1].
+EXPLORATIONS = ("session", "request")
 GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
 # ES may not reach the limits, so that a box has room on both sides of it.
 _ES_LIMIT = 0.95
 # Rows looked at for the share outside the box and the drift.
 _DRIFT_ROWS = 65_536
-DRIFT_BIN = 0.02
-_DRIFT_BINS = 16
+DRIFT_BIN = 0.025  # Six of them in half a box.
+_DRIFT_BINS = 14
 _OUTCOMES = ("valid", "play_seconds", "hate")
 
 
@@ -77,7 +78,10 @@ class ProgressiveConfig:
   collect_parts: sessions are logged in so many parts, one after another, so
     that what logging needs beside the rows is bounded; divides
     `sessions_per_round`.
-  max_requests: `T`, longer sessions are cut.
+  exploration: "session" draws the deviation in the box once a session and holds
+    it, "request" draws it anew at each request, as in [1].
+  max_requests: `T`, a session ends there at the latest.
+  uncut_requests: the same where the last policy is judged once more.
   num_users: users of the population kept, as in the audit.
   evaluation_sessions: sessions on which each policy is judged.
   es_search: effort of the evolution strategy.
@@ -93,6 +97,8 @@ class ProgressiveConfig:
   es_search: Search
   headroom_search: Search
   train: TrainConfig
+  exploration: str = "session"
+  uncut_requests: int = 64
   world_size: str = "small"
   collect_parts: int = 1
 
@@ -102,6 +108,11 @@ class ProgressiveConfig:
       value = getattr(self, field.name)
       if field.type is int and value < 1:
         raise ValueError(f"{field.name}: expected 1 or more, found {value}.")
+    if self.exploration not in EXPLORATIONS:
+      raise ValueError(
+        f"exploration: expected one of {', '.join(EXPLORATIONS)}, found"
+        f" {self.exploration!r}."
+      )
     if self.sessions_per_round % self.collect_parts:
       raise ValueError(
         "sessions_per_round: expected a multiple of collect_parts ="
@@ -221,7 +232,15 @@ class Rows(NamedTuple):
 
 
 def flat_rows(rows: Rollout) -> Rows:
-  """Rows of a rollout, `N = B (T + 1)`, those that do not exist among them."""
+  """Rows of a rollout, `N = B (T + 1)`, those that do not exist among them.
+
+  A session that was cut counts as ended. What is judged are the first `T`
+  requests; critics that bootstrap beyond them value what is not judged, here
+  nearly twice the value at hand, and pay for long sessions with reward.
+  """
+  after = jnp.pad(rows.log.bootstrap_only[:, 1:], ((0, 0), (0, 1)))
+  terminal = rows.log.terminal | after
+  rows = rows._replace(log=rows.log._replace(terminal=terminal))
   log = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows.log)
   return Rows(
     observation=log.observation,
@@ -266,7 +285,7 @@ def as_dataset(rows: Rows) -> TransitionDataset:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "num_sessions", "max_requests")
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "held")
 )
 def collect_part(
   rng_key: chex.PRNGKey,
@@ -275,12 +294,15 @@ def collect_part(
   params: Service,
   num_sessions: int,
   max_requests: int,
+  held: bool,
 ) -> Rows:
   """Logs sessions of each seed; arguments and result have the axis `R`."""
 
   def one(rng_key, world, params):
     return flat_rows(
-      session.rollout(rng_key, world, act, params, num_sessions, max_requests)
+      session.rollout(
+        rng_key, world, act, params, num_sessions, max_requests, held
+      )
     )
 
   return jax.vmap(one, in_axes=(0, 0, _SERVICE_AXES))(rng_key, world, params)
@@ -662,6 +684,7 @@ def _collect(
       params,
       size,
       config.max_requests,
+      config.exploration == "session",
     )
     if rows is None:
       rows = empty_rows(part, config.rounds * config.collect_parts)
@@ -891,6 +914,11 @@ def headroom_figures(run: Run) -> list[dict[str, Any]]:
   ]
 
 
+def judge_state(run: Run, state: State) -> Judged:
+  """The policy of a learner's state, on the sessions that ES was judged on."""
+  return _judge(run, service(state))
+
+
 def _compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
   policy, base = jax.device_get((policy, base))
   return [
@@ -900,7 +928,7 @@ def _compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
 
 
 def _figures(run: Run, state: State) -> list[dict[str, Any]]:
-  policy, base = jax.device_get((_judge(run, service(state)), run.base))
+  policy, base = jax.device_get((judge_state(run, state), run.base))
   return [
     figures(lane(policy, n), lane(base, n), run.world.slate_size)
     for n in range(len(run.seeds))
@@ -979,7 +1007,7 @@ def play_round(
     lambda key: jax.random.split(jax.random.fold_in(key, number))
   )(run.keys["round"])
   started = time.monotonic()
-  before = _judge(run, service(state))
+  before = judge_state(run, state)
   costs: list[dict[str, Any]] = [{} for _ in run.seeds]
   for name, noise in (
     ("exploration_cost", {"half_width": HALF_WIDTH}),

@@ -24,7 +24,7 @@ _STYLE = (
   "white-space:nowrap}"
   "td:first-child,th:first-child{text-align:left}"
   "div{overflow-x:auto}img{max-width:100%;display:block;margin:1em 0}"
-  "summary{cursor:pointer;font-size:1.2em;font-weight:bold;margin:1em 0}"
+  "summary{cursor:pointer;font-weight:bold;margin:.5em 0}"
   "pre{font-size:12px;background:#f5f5f5;padding:1em;overflow-x:auto}"
 )
 # 97.5% quantiles of Student's t by degrees of freedom, from 1.
@@ -165,23 +165,21 @@ def overview_table(columns: Columns) -> Table:
   return Table("Overview", note, header, rows)
 
 
-def seconds_table(
-  results: Mapping[str, Mapping[str, Any]], parallel_seeds: int
-) -> Table:
+def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
   """Wall-clock split.
 
   Args:
-    results: title -> result with `seconds`.
-    parallel_seeds: seeds that share each number.
+    seconds: folder of seeds that ran side by side -> part -> seconds.
   """
-  names = list(dict.fromkeys(n for r in results.values() for n in r["seconds"]))
+  names = list(dict.fromkeys(name for x in seconds.values() for name in x))
   rows = [
-    (title, *(f"{result['seconds'].get(name, 0):.1f}" for name in names))
-    for title, result in results.items()
+    (
+      folder,
+      *(f"{spent[name]:.1f}" if name in spent else "" for name in names),
+    )
+    for folder, spent in seconds.items()
   ]
-  note = "Compilation counts where it first happens."
-  if parallel_seeds > 1:
-    note += f" {parallel_seeds} seeds ran side by side and share their seconds."
+  note = "Seeds side by side share them; compilation counts where it happens."
   return Table("Seconds", note, ("run", *names), rows)
 
 
@@ -368,7 +366,7 @@ def _html_table(table: Table) -> str:
 
 def html(
   columns: Columns,
-  tables: Mapping[str, Table],
+  tables: Mapping[str, Sequence[Table]],
   results: Mapping[str, Mapping[str, Any]],
   seconds: Table,
   configuration: str,
@@ -377,7 +375,8 @@ def html(
 
   Args:
     columns: as of `overview_table`.
-    tables: title -> table of one seed, leaving model and critic.
+    tables: title -> tables of one seed, leaving model and critic, the rounds'
+      first.
     results: title -> what its figures are drawn from, see `result_table`, and
       `metrics`, the rows of its `metrics.jsonl`.
     seconds: of `seconds_table`.
@@ -392,12 +391,13 @@ def html(
   if len(tables) > 1:
     opened = ""
     parts.append(_overview_picture(columns))
-  for title, table in tables.items():
+  for title, (rounds, *others) in tables.items():
     result = results[title]
     parts.append(
       f"<details{opened}><summary>{html_lib.escape(title)}</summary>"
-      f"{_html_table(table)}{_gains_picture(result)}"
-      f"{_drift_picture(result)}{_training_picture(result)}</details>"
+      f"{_html_table(rounds)}{_gains_picture(result)}"
+      f"{_drift_picture(result)}{_training_picture(result)}"
+      f"{''.join(map(_html_table, others))}</details>"
     )
   parts.append(f"<h2>{seconds.title}</h2>{_html_table(seconds)}")
   return (

@@ -339,7 +339,7 @@ class Rollout(NamedTuple):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "num_sessions", "max_requests")
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "held")
 )
 def rollout(
   rng_key: chex.PRNGKey,
@@ -348,6 +348,7 @@ def rollout(
   params: Any,
   num_sessions: int,
   max_requests: int,
+  held: bool = False,
 ) -> Rollout:
   """Logs sessions of a policy.
 
@@ -360,6 +361,11 @@ def rollout(
     params: the policy's parameters, any pytree.
     num_sessions: `B`, static.
     max_requests: `T`, static; longer sessions are cut (not ended).
+    held: whether a session's exploration noise is drawn once and held, static.
+      `act` then gets one key for all requests of a session, so that a sampler
+      such as `sample_box` deviates alike in each of their boxes. A row's log
+      density is still that of its own action; those of one session are no
+      longer independent, and their sum is not the density of the session.
 
   Returns:
     The rows; `pack` makes them a `SessionLog`.
@@ -367,9 +373,13 @@ def rollout(
   world_keys, policy_keys = _session_keys(rng_key, num_sessions)
 
   def one(world_key, policy_key):
+    def noise_key(state):
+      # The one place where a key is used again on purpose.
+      return policy_key if held else jax.random.fold_in(policy_key, state.step)
+
     def request(state, _):
       observation = observe(world, state)
-      key = jax.random.fold_in(policy_key, state.step)
+      key = noise_key(state)
       decision = act(params, observation, key)
       following, result = step(world, state, decision.action)
       return following, (observation, decision, result, state.active)
@@ -379,8 +389,7 @@ def rollout(
     )
     # The observation and the box after a cut, of a request never served.
     final = observe(world, last)
-    key = jax.random.fold_in(policy_key, last.step)
-    box = act(params, final, key).box
+    box = act(params, final, noise_key(last)).box
 
     def with_row(rows, row):
       keep = active.reshape((-1,) + (1,) * (rows.ndim - 1))

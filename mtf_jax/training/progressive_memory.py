@@ -1,0 +1,105 @@
+"""Memory of a progressive run's programs, compiled but not run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtf_jax.training import loop, progressive
+from mtf_jax.worlds import session
+
+
+def num_bytes(tree: Any) -> int:
+  """Bytes of the arrays of a pytree, or of their shapes."""
+  return sum(
+    leaf.size * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  )
+
+
+def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
+  """Lowers what a run executes at its size, from shapes.
+
+  Args:
+    run: of `progressive.assemble`, with `start` set.
+
+  Returns:
+    Name -> lowered program, and name -> bytes of what stays on the device.
+  """
+  config, algorithm = run.config, run.algorithm
+  key = run.keys["round"]
+  service = progressive.service(run.start, progressive.HALF_WIDTH)
+  size = config.sessions_per_round // config.collect_parts
+  parts = config.rounds * config.collect_parts
+  collect = progressive.collect_part.lower(
+    key,
+    run.world,
+    algorithm.act,
+    service,
+    size,
+    config.max_requests,
+    config.exploration == "session",
+  )
+  part = collect.out_info
+  room = jax.eval_shape(lambda part: progressive.empty_rows(part, parts), part)
+  table = jax.eval_shape(jax.vmap(session.expected_rewards), run.judging)
+  dataset = jax.eval_shape(progressive.as_dataset, room)
+  train = config.train
+  lowered = {
+    "collect_part": collect,
+    "put_rows": progressive.put_rows.lower(
+      room, part, jnp.zeros((), jnp.int32)
+    ),
+    "start_rows": jax.jit(jax.vmap(progressive.start_rows)).lower(room.start),
+    "update_chunk": loop.update_chunk_many.lower(
+      algorithm.learner,
+      jax.eval_shape(jax.vmap(loop.start), key, run.start),
+      dataset,
+      batch_size=train.batch_size,
+      num_updates=train.chunk_size,
+    ),
+    "judge": progressive.judge_service.lower(
+      key,
+      run.judging,
+      table,
+      algorithm.act,
+      service,
+      config.evaluation_sessions,
+      config.max_requests,
+    ),
+  }
+  state = num_bytes(run.start)
+  resident = {
+    "worlds": num_bytes((run.world, run.judging)),
+    "reward_table": num_bytes(table),
+    # Before the first round, in service, and in training.
+    "learner_states": 3 * state,
+    "rows": num_bytes(dataset),
+  }
+  return lowered, resident
+
+
+def measure(run: progressive.Run) -> dict[str, Any]:
+  """Compiles the programs of a run and adds up what they need."""
+  lowered, resident = programs(run)
+  found = {}
+  for name, program in lowered.items():
+    memory = program.compile().memory_analysis()
+    found[name] = {
+      "argument_bytes": memory.argument_size_in_bytes,
+      "output_bytes": memory.output_size_in_bytes,
+      # Of the output, written over arguments.
+      "alias_bytes": memory.alias_size_in_bytes,
+      "temp_bytes": memory.temp_size_in_bytes,
+    }
+  # The result of an update or of put_rows is the state or the rows themselves.
+  fresh = max(
+    x["output_bytes"] - x["alias_bytes"] + x["temp_bytes"]
+    for x in found.values()
+  )
+  return {
+    "programs": found,
+    "resident_bytes": resident,
+    "peak_bytes_at_most": sum(resident.values()) + fresh,
+  }
