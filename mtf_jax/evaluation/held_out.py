@@ -229,8 +229,18 @@ _fuse_global = jax.jit(fusion.fused_log_score)
 def policy_score(
   held_out: HeldOut, act: Act, params: Any, spec: FusionSpec
 ) -> np.ndarray:
-  """Fused scores `[n]` of a policy."""
+  """Fused scores `[n]` of a policy.
+
+  Raises:
+    ValueError: an action is not finite.
+  """
   action = actions(act, params, held_out.observation)
+  bad = int(np.sum(~np.isfinite(np.asarray(action)).all(axis=1)))
+  if bad:
+    raise ValueError(
+      f"params: expected finite actions, found {bad} of {len(action)} that are"
+      " not."
+    )
   day = held_out.impressions.day
   return np.asarray(fuse(held_out.scores, day, action, spec))
 

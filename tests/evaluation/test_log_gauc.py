@@ -108,6 +108,10 @@ def test_an_action_fuses_alike_for_one_and_for_all(fitted, rows):
   np.testing.assert_allclose(
     found, held_out.global_score(rows, weights), rtol=1e-5
   )
+  with pytest.raises(ValueError, match="expected finite actions, found"):
+    held_out.policy_score(
+      rows, session.fixed_action, action * jnp.nan, world.fusion_spec
+    )
   # Personal actions reach the impressions of their own day.
   personal = jax.random.uniform(
     jax.random.key(0), (len(rows.date), 10), minval=-1.0
@@ -173,7 +177,10 @@ def run_dir(fitted, tmp_path):
   run = progressive.assemble(TINY, [world] * 2, _SEEDS, algorithm)
   state = progressive.with_algorithm(run, TINY, algorithm).start
   zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
-  state = state._replace(actor_params={**state.actor_params, "network": zeros})
+  state = state._replace(
+    actor_params={**state.actor_params, "network": zeros},
+    normalization=jax.tree.map(jnp.ones_like, state.normalization),
+  )
   ramps = jnp.asarray(np.stack([_RAMP, _RAMP / 2]))
   for name, action in (("checkpoints", ramps), ("one_round", -ramps)):
     checkpoints = Checkpoints(folder / f"{_LEAVING}_seed_3_4" / "box" / name)
