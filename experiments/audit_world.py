@@ -27,8 +27,9 @@ _PRESET = flags.DEFINE_enum("preset", "smoke", list(audit.PRESETS), "Effort.")
 _LOG_DIR = flags.DEFINE_string(
   "log_dir",
   None,
-  "KuaiRand folder: a response model fitted to the days before `test_from` is"
-  " then compared with the impressions of the days from it on.",
+  "KuaiRand folder: response models fitted to the days before `test_from` are"
+  " then compared with the impressions of the days from it on, and with every"
+  " day's after a fit to the others.",
   allow_override=True,  # absl's logging has a flag of this name, unused here
 )
 _TEST_FROM = flags.DEFINE_integer("test_from", 20220505, "First held-out day.")
@@ -40,20 +41,25 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if _WORLD.value == "synthetic":
-    default = {"smoke": "small", "full": "base"}[_PRESET.value]
+    default = "small" if _PRESET.value == "smoke" else "base"
     world = synthetic.synthetic_world(_SIZE.value or default, _WORLD_SEED.value)
   else:
     world = files.load_world(_WORLD.value)
-  reference = found = None
+  reference = found = days = None
   if _LOG_DIR.value is not None:
     from mtf_jax.worlds import kuairand_world  # Needs the `data` extra.
 
     reference, found = kuairand_world.held_out_comparison(
       _LOG_DIR.value, test_from=_TEST_FROM.value, seed=0
     )
+    days = kuairand_world.days_left_out(
+      _LOG_DIR.value, days_per_fold=2, num_fits=2, seed=0
+    )
   result = audit.audit(
     world, audit.PRESETS[_PRESET.value], reference=reference, found=found
   )
+  if days is not None:
+    result["days_left_out"] = days
   out_dir = pathlib.Path(_OUT_DIR.value)
   out_dir.mkdir(parents=True, exist_ok=True)
   (out_dir / "audit.json").write_text(

@@ -70,20 +70,20 @@ def write_csv(path: pathlib.Path, columns, rows) -> None:
     writer.writerows(rows)
 
 
+@jax.jit
+def _sample(uniforms, model, users, items):
+  def one(u, user, item):
+    return response.sample_responses(u, model, user, item)
+
+  return jax.vmap(one)(uniforms, users, items[:, None])[:, 0]
+
+
 def simulate(model, users, items, seed):
   """`[n, E]` behaviours of single impressions."""
-
-  @jax.jit
-  def sample(uniforms, model, users, items):
-    def one(u, user, item):
-      return response.sample_responses(u, model, user, item)
-
-    return jax.vmap(one)(uniforms, users, items[:, None])[:, 0]
-
   uniforms = jax.random.uniform(jax.random.key(seed), (len(users), 1, 2))
   model = jax.tree.map(jnp.asarray, model)
   return np.asarray(
-    sample(uniforms, model, jnp.asarray(users), jnp.asarray(items))
+    _sample(uniforms, model, jnp.asarray(users), jnp.asarray(items))
   )
 
 

@@ -161,6 +161,31 @@ def _interval(facts: Mapping[str, Any], key: str) -> str:
   return f"{facts[key]:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
+def _days_left_out(days: Mapping[str, Any]) -> list[str]:
+  """A table of the rates of each day, held out in its turn."""
+  names = ("click", "valid", "long_view", "finish", "like")
+  lines = [
+    "",
+    "Relative error of the rates, percent, each day's impressions answered by"
+    " fits to the other days (standard error of the day's own rate), and by fits"
+    " to all days:",
+    "",
+    f"| day | rows | {' | '.join(f'{n}, held out | all' for n in names)} |",
+    f"| --- | --- |{' --- | --- |' * len(names)}",
+  ]
+  for day in (*days["days"], {"date": "all", **days["all"]}):
+    cells = []
+    for name in names:
+      facts = day[name]
+      cells += [
+        f"{100 * (facts['held_out'] / facts['log'] - 1):+.1f}"
+        f" ({100 * facts['standard_error'] / facts['log']:.1f})",
+        f"{100 * (facts['in_sample'] / facts['log'] - 1):+.1f}",
+      ]
+    lines.append(f"| {day['date']} | {day['rows']} | {' | '.join(cells)} |")
+  return lines
+
+
 def markdown(result: Mapping[str, Any]) -> str:
   """The audit as a Markdown page, figures beside it.
 
@@ -194,6 +219,8 @@ def markdown(result: Mapping[str, Any]) -> str:
       f" {result['found']['rates'][name]:.5f} |"
       f" {result['slates']['rates'][name]:.5f} |"
     )
+  if "days_left_out" in result:
+    lines += _days_left_out(result["days_left_out"])
   lines += [
     "",
     "| heterogeneity (ICC) | log | simulated |",

@@ -12,8 +12,9 @@ world is as heterogeneous as the log's and not shrunk.
    items, by a Gibbs sampler with the latent propensity as data.
 3. Play tables: the quantiles of the log at the quantiles of the simulated z, so
    that the play times of logged impressions are the log's.
-4. Interactions: a logistic regression on play time, reach and the before, in turns with a posterior draw of user and item effects
-   under a mixing distribution on a grid that is estimated as well.
+4. Interactions: a logistic regression on play time, reach and the interactions
+   before, in turns with a posterior draw of user and item effects under a
+   mixing distribution on a grid that is estimated as well.
 
 Reference:
   [1] Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with
@@ -162,6 +163,11 @@ def _gibbs(key, columns, *, num_users, num_items, sweeps):
   where z > 0. Flat priors for intercepts and slope, normal ones for the
   effects with the variances' moment estimates of the sweep before.
 
+  Args:
+    key: random number generator key, consumed.
+    columns: `[n]` each: user, item, duration bucket, softplus(-reach), clicked.
+    num_users, num_items, sweeps: static.
+
   Returns:
     (users' effects, items' effects, intercepts `[H]`, slope) of the last sweep.
   """
@@ -182,19 +188,19 @@ def _gibbs(key, columns, *, num_users, num_items, sweeps):
   def sweep(state, key):
     user, item, intercept, slope, variances = state
     keys = jax.random.split(key, 5)
-    mean = intercept[bucket] - slope * beyond + user[user_of] + item[item_of]
+    base = intercept[bucket] - slope * beyond
+    mean = base + user[user_of] + item[item_of]
     # The latent z, truncated to the side of 0 that the click tells.
     below = special.ndtr(-mean)
     uniform = jax.random.uniform(keys[0], mean.shape)
     level = jnp.where(clicked, below + uniform * (1.0 - below), uniform * below)
     z = mean + special.ndtri(jnp.clip(level, 1e-6, 1.0 - 1e-6))
 
-    base = z - intercept[bucket] + slope * beyond
     user, user_variance = effects(
-      keys[1], base - item[item_of], user_of, user_rows, variances[0]
+      keys[1], z - base - item[item_of], user_of, user_rows, variances[0]
     )
     item, item_variance = effects(
-      keys[2], base - user[user_of], item_of, item_rows, variances[1]
+      keys[2], z - base - user[user_of], item_of, item_rows, variances[1]
     )
     rest = z - user[user_of] - item[item_of]
     sums = jax.ops.segment_sum(rest + slope * beyond, bucket, NUM_BUCKETS)
@@ -252,112 +258,135 @@ def _knot_basis(play_seconds: np.ndarray) -> np.ndarray:
   return np.maximum(1.0 - np.abs(position[:, None] - knots), 0.0)
 
 
-def _sigmoid(x):
-  return 0.5 * (1.0 + np.tanh(0.5 * x))
+@functools.partial(jax.jit, static_argnames="sweeps")
+def _fit_interaction(
+  key, design, label, user_of, item_of, penalty, weights, *, sweeps
+):
+  """Stochastic expectation maximisation for one interaction.
 
+  Turns of one Newton step of the penalised logistic regression and of a draw of
+  the users' and the items' effects on the grid, whose mixing distributions are
+  estimated along the way.
 
-def _newton(design, label, offset, penalty, start, steps):
-  """Penalised logistic regression by Newton steps."""
-  coefficients = start
-  for _ in range(steps):
-    p = _sigmoid(design @ coefficients + offset)
-    gradient = design.T @ (label - p) - penalty @ coefficients
-    hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty
-    step = np.linalg.solve(hessian, gradient)
-    coefficients = coefficients + np.clip(step, -1.0, 1.0)
-  return coefficients
+  Args:
+    key: random number generator key, consumed.
+    design: `[n, M]` columns of the regression.
+    label: `[n]` 0 or 1.
+    user_of, item_of: `[n]`.
+    penalty: `[M, M]`.
+    weights: pair of a start for the mixing distributions `[X]` and of the seen
+      groups `[U]` and `[I]`, 0 or 1, of users and of items.
+    sweeps: static.
 
+  Returns:
+    (coefficients `[M]`, users' effects `[U]`, items' effects `[I]`, users'
+    mixing distribution `[X]`, items').
+  """
+  mixing, seen = weights
+  grid = jnp.asarray(EFFECT_GRID)
 
-@functools.partial(jax.jit, static_argnames="size")
-def _grid_log_likelihood(groups, label, logit, grid, *, size):
-  """`[size, X]` log likelihood of a logistic model at each effect."""
-  value = logit[:, None] + grid[None, :]
-  terms = label[:, None] * value - jax.nn.softplus(value)
-  return jax.ops.segment_sum(terms, groups, size)
+  def newton(coefficients, offset, steps):
+    def step(coefficients, _):
+      p = jax.nn.sigmoid(design @ coefficients + offset)
+      gradient = (label - p) @ design - penalty @ coefficients
+      hessian = (design * (p * (1.0 - p))[:, None]).T @ design + penalty
+      change = jnp.linalg.solve(hessian, gradient)
+      return coefficients + jnp.clip(change, -1.0, 1.0), None
 
+    return jax.lax.scan(step, coefficients, length=steps)[0]
 
-def _draw_effects(groups, size, label, logit, weights, rng):
-  """Posterior draw of group effects on the grid, and the updated weights."""
-  log_likelihood = np.asarray(
-    _grid_log_likelihood(
-      groups,
-      jnp.asarray(label, jnp.float32),
-      jnp.asarray(logit, jnp.float32),
-      EFFECT_GRID,
-      size=size,
+  def draw(key, groups, seen, logit, weights):
+    """Effects drawn from their posterior on the grid, and the new weights."""
+    value = logit[:, None] + grid[None, :]
+    # exp of the sum as a product: one transcendental a row and point, not two.
+    odds = jnp.exp(jnp.minimum(logit, 60.0))[:, None] * jnp.exp(grid)[None, :]
+    terms = label[:, None] * value - jnp.log1p(odds)
+    likelihood = jax.ops.segment_sum(terms, groups, seen.shape[0])
+    log_posterior = likelihood + jnp.log(weights)[None, :]
+    effect = grid[jax.random.categorical(key, log_posterior)]
+    posterior = jax.nn.softmax(log_posterior, axis=1)
+    total = jnp.sum(seen[:, None] * posterior, axis=0)
+    weights = jnp.maximum(total / jnp.sum(seen), 1e-7)
+    return effect, weights / jnp.sum(weights)
+
+  def sweep(state, key):
+    coefficients, user, item, user_mixing, item_mixing = state
+    user_key, item_key = jax.random.split(key)
+    coefficients = newton(coefficients, user[user_of] + item[item_of], 1)
+    logit = design @ coefficients
+    user, user_mixing = draw(
+      user_key, user_of, seen[0], logit + item[item_of], user_mixing
     )
-  )
-  posterior = log_likelihood + np.log(weights)[None, :]
-  posterior = np.exp(posterior - posterior.max(axis=1, keepdims=True))
-  posterior /= posterior.sum(axis=1, keepdims=True)
-  pick = (posterior.cumsum(axis=1) < rng.random(size)[:, None]).sum(axis=1)
-  pick = np.minimum(pick, len(EFFECT_GRID) - 1)
-  seen = np.bincount(groups, minlength=size) > 0
-  weights = np.maximum(posterior[seen].mean(axis=0), 1e-7)
-  return EFFECT_GRID[pick], weights / weights.sum()
+    item, item_mixing = draw(
+      item_key, item_of, seen[1], logit + user[user_of], item_mixing
+    )
+    return (coefficients, user, item, user_mixing, item_mixing), None
+
+  rate = jnp.maximum(jnp.mean(label), 1.0 / label.shape[0])
+  knots = jnp.arange(design.shape[1]) < response_lib.PLAY_KNOTS
+  start = jnp.where(knots, jnp.log(rate), 0.0)
+  none = jnp.zeros_like(seen[0]), jnp.zeros_like(seen[1])
+  state = (newton(start, jnp.zeros_like(label), 11), *none, *mixing)
+  state, _ = jax.lax.scan(sweep, state, jax.random.split(key, sweeps))
+  coefficients, user, item, *mixing = state
+  # The last word is the regression's: it makes the expected counts the log's.
+  coefficients = newton(coefficients, user[user_of] + item[item_of], 8)
+  return coefficients, user, item, *mixing
 
 
-def _fit_interactions(log, beyond, num_users, num_items, rng, sweeps=20):
+def _fit_interactions(log, beyond, num_users, num_items, rng):
   labels = np.stack(
     [getattr(log, name) for name in response_lib.INTERACTIONS], axis=1
-  ).astype(np.float64)
+  ).astype(np.float32)
   num = labels.shape[1]
   knots = response_lib.PLAY_KNOTS
-  basis = np.concatenate(
-    [_knot_basis(log.play_seconds), -beyond[:, None]], axis=1
-  )
+  columns = [_knot_basis(log.play_seconds), -beyond[:, None], labels]
+  design = np.concatenate(columns, axis=1).astype(np.float32)
+  before = knots + 1  # first column of the interactions before
+  # Smooth in the play time; a knot without rows follows its neighbours, and a
+  # coupling seen a handful of times stays near none.
   second = np.diff(np.eye(knots), 2, axis=0)
+  penalty = 0.5 * np.eye(design.shape[1])
+  penalty[:knots, :knots] = 4.0 * second.T @ second + 1e-3 * np.eye(knots)
   # Where the estimation of the mixing distributions starts: wide for users
   # (most never like), the platform-wide spread of log rates for items.
-  user_prior, item_prior = (
-    np.exp(-0.5 * (EFFECT_GRID / scale) ** 2) for scale in (3.0, 1.0)
+  mixing = [np.exp(-0.5 * (EFFECT_GRID / scale) ** 2) for scale in (3.0, 1.0)]
+  mixing = tuple(np.float32(m / m.sum()) for m in mixing)
+  seen = tuple(
+    np.float32(np.bincount(groups, minlength=size) > 0)
+    for groups, size in ((log.user, num_users), (log.item, num_items))
   )
-  result = {
-    "interaction_play": np.zeros((num, knots)),
-    "interaction_reach": np.zeros(num),
-    "interaction_coupling": np.zeros((num, num)),
-    "user_interaction": np.zeros((num_users, num)),
-    "item_interaction": np.zeros((num_items, num)),
-    "user_effect_weights": np.zeros((num, len(EFFECT_GRID))),
-    "item_effect_weights": np.zeros((num, len(EFFECT_GRID))),
-  }
+  key = jax.random.key(rng.integers(2**31))
+  fits = []
   for n in range(num):
-    label = labels[:, n]
-    design = np.concatenate([basis, labels[:, :n]], axis=1)
-    penalty = np.zeros((design.shape[1], design.shape[1]))
-    # Smooth in the play time; a knot without rows follows its neighbours, and
-    # a coupling seen a handful of times stays near none.
-    penalty[:knots, :knots] = 4.0 * second.T @ second + 1e-3 * np.eye(knots)
-    penalty[knots:, knots:] = 0.5 * np.eye(n + 1)
-    rate = max(label.mean(), 1.0 / len(label))
-    coefficients = np.zeros(design.shape[1])
-    coefficients[:knots] = np.log(rate)
-    user, item = np.zeros(num_users), np.zeros(num_items)
-    user_weights = user_prior / user_prior.sum()
-    item_weights = item_prior / item_prior.sum()
-    for sweep in range(sweeps):
-      effects = user[log.user] + item[log.item]
-      coefficients = _newton(
-        design, label, effects, penalty, coefficients, 12 if sweep == 0 else 1
-      )
-      logit = design @ coefficients
-      user, user_weights = _draw_effects(
-        log.user, num_users, label, logit + item[log.item], user_weights, rng
-      )
-      item, item_weights = _draw_effects(
-        log.item, num_items, label, logit + user[log.user], item_weights, rng
-      )
-    # The last word is the regression's: it makes the expected counts the log's.
-    effects = user[log.user] + item[log.item]
-    coefficients = _newton(design, label, effects, penalty, coefficients, 8)
-    result["interaction_play"][n] = coefficients[:knots]
-    result["interaction_reach"][n] = coefficients[knots]
-    result["interaction_coupling"][n, :n] = coefficients[knots + 1 :]
-    result["user_interaction"][:, n] = user
-    result["item_interaction"][:, n] = item
-    result["user_effect_weights"][n] = user_weights
-    result["item_effect_weights"][n] = item_weights
-  return result
+    # An interaction is explained by those before it only.
+    kept = np.ones(design.shape[1], np.float32)
+    kept[before + n :] = 0.0
+    arguments = (
+      design * kept,
+      labels[:, n],
+      log.user,
+      log.item,
+      np.float32(penalty),
+      (mixing, seen),
+    )
+    fit = _fit_interaction(
+      jax.random.fold_in(key, n),
+      *jax.tree.map(jnp.asarray, arguments),
+      sweeps=20,
+    )
+    fits.append([np.asarray(part, np.float64) for part in fit])
+  coefficients, user, item, user_weights, item_weights = (
+    np.stack(parts) for parts in zip(*fits, strict=True)
+  )
+  effects = {
+    "interaction_play": coefficients[:, :knots],
+    "interaction_reach": coefficients[:, knots],
+    "interaction_coupling": coefficients[:, before:],
+    "user_interaction": user.T,
+    "item_interaction": item.T,
+  }
+  return effects, (user_weights, item_weights)
 
 
 # --- The whole fit -----------------------------------------------------------
@@ -420,9 +449,9 @@ def fit_response(
   item = item + intercept[bucket]
   mean = user[log.user] + item[log.item] - scale * beyond
   table = _play_tables(log, mean, 1.0)
-  interactions = _fit_interactions(log, beyond, num_users, num_items, rng)
-  user_weights = interactions.pop("user_effect_weights")
-  item_weights = interactions.pop("item_effect_weights")
+  interactions, mixing = _fit_interactions(
+    log, beyond, num_users, num_items, rng
+  )
   model = response_lib.ResponseModel(
     user_interest=user,
     item_interest=item,
@@ -458,7 +487,7 @@ def fit_response(
     interaction_play=interactions["interaction_play"],
     interaction_reach=interactions["interaction_reach"],
     interaction_coupling=interactions["interaction_coupling"],
-    user_effect_weights=user_weights,
-    item_effect_weights=item_weights,
+    user_effect_weights=mixing[0],
+    item_effect_weights=mixing[1],
   )
   return model, population

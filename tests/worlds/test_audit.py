@@ -66,8 +66,12 @@ def test_relative_gain_interval():
   assert 180 < covered <= 199
 
 
-def test_search_finds_a_gain(small_world):
-  few = audit.small_population(small_world, 64)
+@pytest.fixture(scope="module")
+def few(small_world):
+  return audit.small_population(small_world, 64)
+
+
+def test_search_finds_a_gain(few):
   table = session.expected_rewards(few)
   start = headroom.start_policy(
     few, session.observe, jnp.zeros(10), 2.0, blind=True
@@ -93,13 +97,13 @@ def test_search_finds_a_gain(small_world):
   assert headroom.relative_gain(value(found), value(start)).low > 0
 
 
-def test_boxed_policy_stays_in_its_box(small_world):
+def test_boxed_policy_stays_in_its_box(few):
   center = jnp.full(10, 0.9)
   policy = headroom.start_policy(
-    small_world, session.observe, center, 0.15, blind=False
+    few, session.observe, center, 0.15, blind=False
   )
   policy = policy._replace(weights=policy.weights + 1.0)
-  observation = jnp.linspace(-5, 5, len(small_world.observation_names))
+  observation = jnp.linspace(-5, 5, len(few.observation_names))
   decision = headroom.linear_act(policy, observation, jax.random.key(0))
   np.testing.assert_allclose(decision.action, 1.0)
 

@@ -15,6 +15,20 @@ def folder(tmp_path_factory):
   return path
 
 
+@pytest.fixture
+def fits(monkeypatch):
+  """Days of the logs fitted to; every fit answers the log's true model."""
+  truth = kuairand_files.draw(120, 100, 2400)[0]
+  days = []
+
+  def fit_response(log, catalogue, rng):
+    days.append(np.unique(log.date).tolist())
+    return truth, None
+
+  monkeypatch.setattr(kuairand_world, "fit_response", fit_response)
+  return days
+
+
 def test_fit_to_a_folder_and_sessions_from_its_file(folder, tmp_path):
   fit = kuairand_world.fit_world(
     folder,
@@ -54,3 +68,35 @@ def test_describe_log_derives_thresholds_from_play_time(folder):
     facts["rates"]["finish"], np.mean(play >= duration)
   )
   np.testing.assert_allclose(facts["rates"]["like"], np.mean(log.like))
+
+
+def test_every_day_is_left_out_of_the_fits_that_judge_it(folder, fits):
+  facts = kuairand_world.days_left_out(
+    folder, days_per_fold=4, num_fits=1, seed=0
+  )
+  # All six days first, then without the first four, then without the last two.
+  days = list(range(20220425, 20220431))
+  assert fits == [days, days[4:], days[:4]]
+  assert [day["date"] for day in facts["days"]] == days
+  assert (
+    sum(day["rows"] for day in facts["days"]) == facts["all"]["rows"] == 2400
+  )
+  # The model that drew the log answers within sampling error of it.
+  for name in ("valid", "click", "long_view", "finish", "like"):
+    rate = facts["all"][name]
+    assert rate["held_out"] == pytest.approx(rate["in_sample"], rel=1e-5)
+    assert abs(rate["held_out"] - rate["log"]) < 4 * rate["standard_error"]
+    assert 0 < rate["standard_error"] < 0.03
+
+
+def test_held_out_comparison_is_fitted_to_the_earlier_days(folder, fits):
+  log, found = kuairand_world.held_out_comparison(
+    folder, test_from=20220429, seed=0
+  )
+  assert len(fits) > 1  # Posterior draws: one alone is noise.
+  assert all(days == list(range(20220425, 20220429)) for days in fits)
+  assert found["rows"] % log["rows"] == 0
+  errors = log["standard_errors"]
+  for name in ("valid", "click", "finish"):
+    gap = abs(found["rates"][name] - log["rates"][name])
+    assert gap < 4 * errors[name]

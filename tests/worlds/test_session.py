@@ -11,6 +11,8 @@ from mtf_jax.worlds.scores import lookup_scores
 _NUM_SESSIONS = 64
 _MAX_REQUESTS = 10
 _ZERO = jnp.zeros(10)
+# One program for all tests: run operation by operation, each would compile.
+_reset, _step = jax.jit(session.reset), jax.jit(session.step)
 
 
 def _rollout(world, action=_ZERO, act=session.explore_in_box, seed=0):
@@ -59,8 +61,8 @@ def test_ended_sessions_emit_nothing(small_world):
     assert not np.any(np.asarray(leaf)[gone])
 
   key = jax.random.key(0)
-  state = session.reset(key, small_world)._replace(active=jnp.zeros((), bool))
-  following, result = session.step(small_world, state, _ZERO)
+  state = _reset(key, small_world)._replace(active=jnp.zeros((), bool))
+  following, result = _step(small_world, state, _ZERO)
   jax.tree.map(np.testing.assert_array_equal, following, state)
   assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(result))
 
@@ -68,9 +70,9 @@ def test_ended_sessions_emit_nothing(small_world):
 def test_session_stepped_by_hand_equals_its_rows(small_world):
   rows = _rollout(small_world, act=session.fixed_action)
   world_keys, _ = session._session_keys(jax.random.key(0), _NUM_SESSIONS)
-  step, observe = jax.jit(session.step), jax.jit(session.observe)
+  observe = jax.jit(session.observe)
   number = int(np.argmax(rows.valid.sum(axis=1)))
-  state = session.reset(world_keys[number], small_world)
+  state = _reset(world_keys[number], small_world)
   for n in range(_MAX_REQUESTS):
     assert bool(state.active) == bool(rows.valid[number, n])
     if not state.active:
@@ -78,7 +80,7 @@ def test_session_stepped_by_hand_equals_its_rows(small_world):
     np.testing.assert_allclose(
       observe(small_world, state), rows.log.observation[number, n], rtol=1e-5
     )
-    state, result = step(small_world, state, _ZERO)
+    state, result = _step(small_world, state, _ZERO)
     np.testing.assert_allclose(
       result.feedback.sum(axis=0), rows.log.feedback[number, n], rtol=1e-5
     )
@@ -89,7 +91,7 @@ def test_session_stepped_by_hand_equals_its_rows(small_world):
 
 
 def test_request_shows_the_best_candidates(small_world):
-  state = session.reset(jax.random.key(4), small_world)
+  state = _reset(jax.random.key(4), small_world)
   slots = session.candidate_slots(small_world, state)
   assert len(np.unique(slots)) == small_world.num_candidates
   action = jnp.linspace(-0.5, 0.5, 10)
@@ -97,7 +99,7 @@ def test_request_shows_the_best_candidates(small_world):
   weights = fusion.weights_from_action(action, small_world.fusion_spec)
   fused = np.log(scores + np.asarray(weights.bias)) @ np.asarray(weights.power)
   best = np.asarray(slots)[np.argsort(-fused)[: small_world.slate_size]]
-  _, result = session.step(small_world, state, action)
+  _, result = _step(small_world, state, action)
   expected = np.asarray(small_world.pool)[int(state.user), best]
   np.testing.assert_array_equal(result.items, expected)
 
@@ -133,7 +135,7 @@ def test_exploration_does_not_move_the_world(small_world):
 
 
 def test_pool_is_walked_without_repeats(small_world):
-  state = session.reset(jax.random.key(2), small_world)
+  state = _reset(jax.random.key(2), small_world)
   requests = small_world.pool.shape[1] // small_world.num_candidates
   slots = jnp.concatenate(
     [
@@ -200,6 +202,6 @@ def test_returns_agree_with_sampled_logs(small_world):
 
 
 def test_wrong_action_is_refused(small_world):
-  state = session.reset(jax.random.key(0), small_world)
+  state = _reset(jax.random.key(0), small_world)
   with pytest.raises(ValueError, match="action"):
     session.step(small_world, state, jnp.zeros(5))
