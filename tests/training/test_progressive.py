@@ -95,8 +95,8 @@ def test_device_rows_are_the_packed_log(run):
   def transitions(dataset):
     count = int(dataset.num_transitions)
     row = np.asarray(dataset.start_row[:count])
-    terminal = np.asarray(dataset.terminal)[row]
-    following = np.minimum(row + 1, len(dataset.terminal) - 1)
+    terminal = np.asarray(dataset.discount)[row] == 0
+    following = np.asarray(dataset.next_row)[row]
     upper = np.asarray(dataset.box.upper)
     return (
       np.asarray(dataset.observation)[row],
@@ -247,7 +247,7 @@ def test_sessions_are_collected_in_parts(run):
     count = np.asarray(dataset.num_transitions)
     assert np.all(count > TINY.sessions_per_round)
     # Half of the room is for the second round.
-    assert np.all(dataset.start_row < dataset.terminal.shape[1] // 2)
+    assert np.all(dataset.start_row < dataset.discount.shape[1] // 2)
   assert not np.array_equal(whole.action, parts.action)
 
 
@@ -279,6 +279,8 @@ def test_a_seed_that_fails_is_named(run):
 def test_empty_counts_are_refused():
   with pytest.raises(ValueError, match="rounds: expected 1 or more, found 0"):
     dataclasses.replace(TINY, rounds=0)
+  with pytest.raises(ValueError, match="check_continuations: expected 2"):
+    dataclasses.replace(TINY, check_continuations=1)
   with pytest.raises(ValueError, match="expected a multiple of collect_parts"):
     dataclasses.replace(TINY, collect_parts=3)
 
