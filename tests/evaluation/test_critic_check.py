@@ -197,8 +197,10 @@ def test_noise_of_the_returns_is_taken_out():
   num_states, continuations = 4000, 8
   user = rng.integers(500, size=num_states)
   predicted = rng.standard_normal((num_states, 2)) + 5
-  noise = rng.standard_normal((num_states, continuations, 2, 2))
+  noise = rng.standard_normal((num_states, continuations, 2))
   hidden = rng.standard_normal(num_states)
+  other = rng.standard_normal((num_states, continuations, 2))
+  noise = np.stack([noise, other], axis=-1)
   # Held deviations count three times.
   weight = np.array([2, 6])
   true = 1 + predicted[..., None] * weight + hidden[:, None, None]
