@@ -72,7 +72,7 @@ def _apply(params, observation, action, box):
 _KNOWN = Critic(init=None, apply=_apply)
 
 
-def _compare(known, **coefficients):
+def _compare(known, holding=0.15, **coefficients):
   world, table = known
   return critic_check.compare(
     jax.random.key(0),
@@ -81,7 +81,7 @@ def _compare(known, **coefficients):
     _act,
     jnp.asarray(0.15),
     jnp.asarray(0.0),
-    jnp.asarray(0.15),
+    jnp.asarray(holding),
     _KNOWN,
     _state(world, **coefficients),
     _EFFORT,
@@ -124,6 +124,24 @@ def test_weights_and_shift_of_the_groups_count(known):
   assert np.all(more >= 2 * (1 - 1e-5)) and np.all(more <= 3.5 * (1 + 1e-5))
   # Some rows are the last before the cut, and have one request.
   assert np.isclose(more, 2).any() and more.max() > 3
+
+
+def test_deviations_are_made_once_or_held(known):
+  """Lists are worth the same here, but users leave earlier or later."""
+  plain = _compare(known, discount=1.0)
+  one_request = np.isclose(
+    plain.true, np.asarray(plain.predicted)[:, None, :, None], rtol=1e-5
+  )
+  once, held = plain.true[..., 0], plain.true[..., 1]
+  last = one_request.all(axis=(1, 2, 3))
+  # One request left: nothing follows that could differ.
+  assert 0 < last.sum() < len(last)
+  np.testing.assert_array_equal(once[last], held[last])
+  assert np.mean(np.asarray(once != held)[~last]) > 0.1
+  # A box of no width holds nothing.
+  none = _compare(known, holding=0.0, discount=1.0)
+  np.testing.assert_array_equal(none.true[..., 0], none.true[..., 1])
+  np.testing.assert_array_equal(none.true[..., 0], once)
 
 
 def test_value_from_the_start_is_the_sessions_return():
