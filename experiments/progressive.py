@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from mtf_jax.evaluation import segments
+from mtf_jax.evaluation import critic_check, segments
 from mtf_jax.training import progressive, progressive_report
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.training.config import CRITICS
@@ -200,6 +200,40 @@ class _Watch:
     return on_chunk
 
 
+def _check(
+  run: progressive.Run, new: progressive.State, old: progressive.State
+) -> list[dict[str, Any]]:
+  """Critics of `new` against the world, around `old` in service, by seed."""
+  config = run.config
+  effort = critic_check.Effort(
+    states=config.check_states,
+    continuations=config.check_continuations,
+    sessions=config.check_sessions,
+    max_requests=config.max_requests,
+    held=config.exploration == "session",
+  )
+  width = progressive.HALF_WIDTH
+  found = []
+  for n in range(len(run.seeds)):
+    world, table, of_old, of_new = (
+      progressive.lane(x, n) for x in (run.world, run.table, old, new)
+    )
+    compared = critic_check.compare(
+      jax.random.fold_in(run.keys["evaluation"][n], 1),
+      world,
+      table,
+      run.algorithm.act,
+      progressive.service(of_old, width),
+      progressive.service(of_new),
+      progressive.service(of_new, width),
+      run.algorithm.critic,
+      of_new,
+      effort,
+    )
+    found.append(critic_check.figures(jax.device_get(compared)))
+  return found
+
+
 def _play(
   run: progressive.Run, record: dict[str, Any], folder: pathlib.Path, watch
 ) -> list[dict[str, Any]]:
@@ -207,22 +241,29 @@ def _play(
   config, seeds = run.config, run.seeds
   updates = config.train.num_updates
   folder.mkdir(parents=True, exist_ok=True)
-  state, rounds = run.start, []
+  state, rounds, checks = run.start, [], None
   check = _same_run(record)
   checkpoints = Checkpoints(folder / "checkpoints", keep=config.rounds)
   try:
     restored = checkpoints.restore(state, check)
     if restored is not None:
       state, found = restored
-      rounds = found["rounds"]
+      rounds, checks = found["rounds"], found["checks"]
       watch.skip(len(rounds) * updates)
       _say(f"{folder}: going on after round {len(rounds)}.")
     writer = MetricsWriter(folder / "metrics.jsonl", len(rounds) * updates)
     for number in range(len(rounds), config.rounds):
       on_chunk = watch.follow(seeds, writer, number * updates)
-      state, figures = progressive.play_round(run, state, number, on_chunk)
+      old = state
+      state, figures = progressive.play_round(run, old, number, on_chunk)
       rounds.append(figures)
-      checkpoints.save(number + 1, state, {**record, "rounds": rounds})
+      if number + 1 == config.rounds:
+        started = time.monotonic()
+        checks = {"figures": _check(run, state, old)}
+        checks["seconds"] = time.monotonic() - started
+      checkpoints.save(
+        number + 1, state, {**record, "rounds": rounds, "checks": checks}
+      )
       for seed, of_seed in zip(seeds, figures, strict=True):
         low, high = of_seed["reward_gain_ci95"]
         _say(
@@ -246,7 +287,13 @@ def _play(
       started = time.monotonic()
       state, figures = progressive.play_once(run, watch.follow(seeds, None, 0))
       seconds = time.monotonic() - started
-      one_round = {"figures": figures, "seconds": seconds}
+      started = time.monotonic()
+      one_round = {
+        "figures": figures,
+        "seconds": seconds,
+        "checks": _check(run, state, run.start),
+        "check_seconds": time.monotonic() - started,
+      }
       checkpoints.save(1, state, {**record, "one_round": one_round})
     else:
       watch.skip(config.rounds * updates)
@@ -263,7 +310,15 @@ def _play(
       "one_round": one_round["figures"][n],
       "segments": gains[n],
       "uncut": uncut[n],
-      "seconds": {**spent, "one_round": one_round["seconds"]},
+      "critic_check": {
+        "last_round": checks["figures"][n],
+        "one_round": one_round["checks"][n],
+      },
+      "seconds": {
+        **spent,
+        "one_round": one_round["seconds"],
+        "critic_check": checks["seconds"] + one_round["check_seconds"],
+      },
     }
     for n in range(len(seeds))
   ]
@@ -313,6 +368,19 @@ def _play_group(
   return result
 
 
+def _critic_figures(check: dict[str, Any]) -> dict[str, Any]:
+  """Correlations are those without the noise of the returns."""
+  figures = {}
+  for part in ("value", "advantage", "advantage_held"):
+    for name, source in (
+      ("correlation", "correlation_without_noise"),
+      ("slope", "slope"),
+    ):
+      for end in ("", "_ci95"):
+        figures[f"critic_{part}_{name}{end}"] = check[part][f"{source}{end}"]
+  return figures
+
+
 def _figures(result: dict[str, Any], critic: str) -> dict[str, Any]:
   """What a reader wants first of one seed, leaving model and critic."""
   found = result["critics"][critic]
@@ -338,6 +406,7 @@ def _figures(result: dict[str, Any], critic: str) -> dict[str, Any]:
     },
     "reward_gain_uncut_pct": found["uncut"]["reward_gain_pct"],
     "reward_gain_uncut_ci95": found["uncut"]["reward_gain_ci95"],
+    **_critic_figures(found["critic_check"]["last_round"]),
     "one_round_gain_pct": found["one_round"]["reward_gain_pct"],
     "one_round_gain_ci95": found["one_round"]["reward_gain_ci95"],
     "headroom_reached": gain / bound if bound > 0 else None,
@@ -503,6 +572,12 @@ def _report(
     title: [
       progressive_report.result_table(title, page),
       segments.table(f"Users, {title}", page["segments"]),
+      *(
+        critic_check.table(
+          f"Critics against the world, {name.replace('_', ' ')}, {title}", found
+        )
+        for name, found in page["critic_check"].items()
+      ),
     ]
     for title, page in pages.items()
   }

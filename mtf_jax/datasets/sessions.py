@@ -334,7 +334,6 @@ def one_step(terminal: chex.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.where(terminal, 0.0, 1.0).astype(jnp.float32), following
 
 
-@functools.partial(jax.jit, static_argnames="num_steps")
 def over_steps(
   dataset: TransitionDataset, num_steps: int, discount: chex.Numeric
 ) -> TransitionDataset:
@@ -359,6 +358,20 @@ def over_steps(
   """
   if num_steps < 1:
     raise ValueError(f"num_steps: expected 1 or more, found {num_steps}.")
+  if num_steps == 1:
+    return dataset
+  # Observations and actions stay outside jit, which would copy them.
+  reward, weight, next_row = _over_steps(
+    dataset._replace(observation=(), action=(), box=()), num_steps, discount
+  )
+  return dataset._replace(reward=reward, discount=weight, next_row=next_row)
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _over_steps(
+  dataset: TransitionDataset, num_steps: int, discount: chex.Numeric
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`reward`, `discount` and `next_row` of two steps or more."""
   num_rows = dataset.discount.shape[0]
   place = jnp.arange(num_rows, dtype=jnp.int32)
   # Padded entries write a row that is written anyway.
@@ -380,8 +393,7 @@ def over_steps(
     )
 
   start = (dataset.reward, dataset.discount, following)
-  reward, weight, next_row = jax.lax.fori_loop(0, num_steps - 1, longer, start)
-  return dataset._replace(reward=reward, discount=weight, next_row=next_row)
+  return jax.lax.fori_loop(0, num_steps - 1, longer, start)
 
 
 def device_dataset(log: SessionLog) -> TransitionDataset:

@@ -10,7 +10,10 @@ Two questions, the second the harder one. Does Q tell rich states from poor
 ones: `Q(s, a)` against the return. Does it tell actions apart, which is all the
 actor uses: `Q(s, a) - Q(s, a')` against the difference of the returns, `a'`
 being `a` mirrored at the middle of the box, both continued with the same random
-numbers. (A term that is even in the deviation cancels there.)
+numbers. (A term that is even in the deviation cancels there.) What follows an
+action is asked twice: the policy answers from the next request on, which is
+what Q is defined by; or its deviation in the box is held until the session
+ends, which is what rows show whose exploration is held over a session.
 
 What is compared with what: Q bootstraps with phi, the true return with 1, so
 that a policy outside its box has a Q below its return by construction. The true
@@ -37,7 +40,12 @@ from mtf_jax.learners.integrated_rl import State
 from mtf_jax.networks import Critic
 from mtf_jax.training.progressive_report import Table
 from mtf_jax.worlds import session
-from mtf_jax.worlds.session import Act, ExpectedRewards, SessionState
+from mtf_jax.worlds.session import (
+  Act,
+  Decision,
+  ExpectedRewards,
+  SessionState,
+)
 from mtf_jax.worlds.world import World
 
 # States continued at once: bounds the memory.
@@ -53,15 +61,16 @@ class Effort(NamedTuple):
     differ in. Slopes are surer with more states, correlations without noise
     with more continuations.
   sessions: sessions that the states are drawn from.
-  max_requests: requests of these sessions, as in the log.
-  horizon: requests of a continuation.
+  max_requests: `T` of these sessions and of their continuations, as in the log:
+    a cut session counts as ended there.
+  held: whether exploration is held over a session, see `session.rollout`.
   """
 
   states: int = 2048
   continuations: int = 8
   sessions: int = 4096
   max_requests: int = 16
-  horizon: int = 40
+  held: bool = True
 
 
 class Compared(NamedTuple):
@@ -69,41 +78,49 @@ class Compared(NamedTuple):
 
   user: int32 `[K]`.
   predicted: float32 `[K, 2]` Q at the drawn action and at its mirror image.
-  true: float32 `[K, M, 2]` returns of the continuations.
-  beyond: float32 `[K]`, see `session.ActionValue`, of the drawn action.
+  true: float32 `[K, M, 2, 2]` returns of the continuations, of the two actions
+    with the deviation made once, and held.
   """
 
   user: jax.Array
   predicted: jax.Array
   true: jax.Array
-  beyond: jax.Array
 
 
 def _visited(
   rng_key: chex.PRNGKey, world: World, act: Act, params: Any, effort: Effort
-) -> SessionState:
-  """`[K]` states of requests that took place, each as likely as any other."""
+) -> tuple[SessionState, jax.Array]:
+  """`[K]` states of requests that took place, each as likely as any other.
+
+  And the keys `[K]` that their actions were drawn with.
+  """
   world_key, policy_key, row_key = jax.random.split(rng_key, 3)
 
   def one(world_key, policy_key):
     def request(state, _):
-      key = jax.random.fold_in(policy_key, state.step)
+      key = policy_key
+      if not effort.held:
+        key = jax.random.fold_in(policy_key, state.step)
       action = act(params, session.observe(world, state), key).action
-      return session.step(world, state, action)[0], state
+      return session.step(world, state, action)[0], (state, key)
 
     start = session.reset(world_key, world)
     return jax.lax.scan(request, start, length=effort.max_requests)[1]
 
-  states = jax.vmap(one)(
+  visited = jax.vmap(one)(
     jax.random.split(world_key, effort.sessions),
     jax.random.split(policy_key, effort.sessions),
   )
-  states = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
-  active = states.active.astype(jnp.float32)
+  visited = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), visited)
+  active = visited[0].active.astype(jnp.float32)
   row = jax.random.choice(
     row_key, active.shape[0], (effort.states,), p=active / jnp.sum(active)
   )
-  return jax.tree.map(lambda x: x[row], states)
+  return jax.tree.map(lambda x: x[row], visited)
+
+
+def _mirrored(decision: Decision) -> jax.Array:
+  return decision.box.lower + decision.box.upper - decision.action
 
 
 @functools.partial(jax.jit, static_argnames=("act", "critic", "effort"))
@@ -114,6 +131,7 @@ def compare(
   act: Act,
   behaviour: Any,
   target: Any,
+  holding: Any,
   critic: Critic,
   state: State,
   effort: Effort,
@@ -128,6 +146,7 @@ def compare(
     act: the policy, static.
     behaviour: its parameters in service when the rows were logged, exploring.
     target: its parameters to be judged, not exploring.
+    holding: the same, exploring as `behaviour` does.
     critic: the critics' network, static.
     state: the learner's; its critics, normalisation, discount, weights and
       shift of the reward groups.
@@ -141,7 +160,7 @@ def compare(
   mean, scale = state.normalization
   groups = world.group_weights.shape[0]
   visit_key, key = jax.random.split(rng_key)
-  states = _visited(visit_key, world, act, behaviour, effort)
+  states, action_keys = _visited(visit_key, world, act, behaviour, effort)
 
   def q(observation, action, box):
     one = jax.tree.map(lambda x: x[None], (observation, action, box))
@@ -149,40 +168,52 @@ def compare(
     return jnp.sum(numbers.group_weights * ensemble_mean_std(value)[0])
 
   def one(inputs):
-    visited, key = inputs
-    action_key, policy_key, future_key = jax.random.split(key, 3)
+    visited, action_key, key = inputs
+    policy_key, future_key = jax.random.split(key)
     observation = session.observe(world, visited)
     decision = act(behaviour, observation, action_key)
-    box = decision.box
-    mirrored = box.lower + box.upper - decision.action
-    both = jnp.stack([decision.action, mirrored])
+    both = jnp.stack([decision.action, _mirrored(decision)])
     standard = (observation - mean) / scale
-    predicted = jax.vmap(q, in_axes=(None, 0, None))(standard, both, box)
+    predicted = jax.vmap(q, in_axes=(None, 0, None))(
+      standard, both, decision.box
+    )
 
-    def true(action, future):
+    def following(params, observation, rng_key):
+      """The policy, or its deviation of before: the same draw, the same side."""
+      mirror, hold = params
+      own = act(target, observation, rng_key)
+      # The key is used again on purpose, as in `session.rollout`.
+      held = act(holding, observation, action_key)
+      side = jnp.where(mirror, _mirrored(held), held.action)
+      return own._replace(action=jnp.where(hold, side, own.action))
+
+    def true(mirror, hold, future):
       value = session.action_value(
         world,
         table,
-        act,
-        target,
+        following,
+        (mirror, hold),
         future,
-        action,
+        jnp.where(mirror, both[1], both[0]),
         numbers.discount,
-        effort.horizon,
+        effort.max_requests,
         policy_key,
       )
       reward = value.reward[:groups] + numbers.reward_shift * value.requests
-      return jnp.sum(numbers.group_weights * reward), value.beyond
+      return jnp.sum(numbers.group_weights * reward)
 
     futures = jax.vmap(session.redraw, in_axes=(0, None))(
       jax.random.split(future_key, effort.continuations), visited
     )
-    over_actions = jax.vmap(true, in_axes=(0, None))
-    value, beyond = jax.vmap(over_actions, in_axes=(None, 0))(both, futures)
-    return Compared(visited.user, predicted, value, jnp.mean(beyond[:, 0]))
+    either = jnp.array([False, True])
+    over_holds = jax.vmap(true, in_axes=(None, 0, None))
+    over_actions = jax.vmap(over_holds, in_axes=(0, None, None))
+    over_futures = jax.vmap(over_actions, in_axes=(None, None, 0))
+    value = over_futures(either, either, futures)
+    return Compared(visited.user, predicted, value)
 
   keys = jax.random.split(key, effort.states)
-  return jax.lax.map(one, (states, keys), batch_size=_BLOCK)
+  return jax.lax.map(one, (states, action_keys, keys), batch_size=_BLOCK)
 
 
 def _agreement(x, y, error, counts, centred):
@@ -237,11 +268,11 @@ def figures(
   Returns:
     `value` for Q against the return: `correlation`, `slope` and `intercept` of
     the return on Q, `deciles` by predicted Q; `advantage` for differences,
-    through the origin, because which of two actions comes first is arbitrary.
+    through the origin, because which of two actions comes first is arbitrary;
+    `advantage_held` where the deviation is held in the return.
     `reliability` is the share of the variance of the `M` continuations' mean
     that is not noise, `correlation_without_noise` the correlation divided by
-    its root. Each with `_ci95`; None where it is undefined. `beyond` is the
-    mean weight of what lies beyond the horizon.
+    its root. Each with `_ci95`; None where it is undefined.
   """
   predicted = np.asarray(compared.predicted, np.float64)
   true = np.asarray(compared.true, np.float64)
@@ -254,8 +285,17 @@ def figures(
     error = values.var(axis=1, ddof=1) / continuations
     return values.mean(axis=1), error
 
-  value, error = moments(true[:, :, 0])
-  difference, difference_error = moments(true[:, :, 0] - true[:, :, 1])
+  def advantage(returns):
+    return _ready(
+      _agreement(
+        predicted[:, 0] - predicted[:, 1],
+        *moments(returns[:, :, 0] - returns[:, :, 1]),
+        counts,
+        False,
+      )
+    )
+
+  value, error = moments(true[:, :, 0, 0])
   order = np.argsort(predicted[:, 0], kind="stable")
   deciles = []
   for part in np.array_split(order, _DECILES):
@@ -272,22 +312,14 @@ def figures(
     "states": len(value),
     "users": int(unit.max() + 1),
     "continuations": continuations,
-    "beyond": float(np.mean(compared.beyond)),
     "value": {
       "mean_predicted": float(predicted[:, 0].mean()),
       "mean_true": float(value.mean()),
       **_ready(_agreement(predicted[:, 0], value, error, counts, True)),
       "deciles": deciles,
     },
-    "advantage": _ready(
-      _agreement(
-        predicted[:, 0] - predicted[:, 1],
-        difference,
-        difference_error,
-        counts,
-        False,
-      )
-    ),
+    "advantage": advantage(true[..., 0]),
+    "advantage_held": advantage(true[..., 1]),
   }
 
 
@@ -308,6 +340,7 @@ def table(title: str, found: Mapping[str, Any]) -> Table:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
   value, advantage = found["value"], found["advantage"]
+  held = found["advantage_held"]
   note = (
     f"Q against the true discounted return of {found['states']} states x"
     f" {found['continuations']} continuations: correlation"
@@ -315,7 +348,10 @@ def table(title: str, found: Mapping[str, Any]) -> Table:
     f" {cell(value, 'slope')}. Differences between two actions of a state:"
     f" correlation {cell(advantage, 'correlation_without_noise')} without the"
     f" returns' noise, {cell(advantage, 'correlation')} with it; slope"
-    f" {cell(advantage, 'slope')}. 95% intervals over users."
+    f" {cell(advantage, 'slope')}. The same where the deviation is held until"
+    f" the session ends: correlation {cell(held, 'correlation_without_noise')},"
+    f" {cell(held, 'correlation')}; slope {cell(held, 'slope')}. 95% intervals"
+    " over users."
   )
   rows = []
   for number, part in enumerate(value["deciles"], 1):

@@ -51,7 +51,7 @@ from mtf_jax.learners.integrated_rl import (
   State,
   integrated_rl,
 )
-from mtf_jax.networks import Actor
+from mtf_jax.networks import Actor, Critic
 from mtf_jax.relaxation import exceedance
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig, make_networks
@@ -91,6 +91,8 @@ class ProgressiveConfig:
   evaluation_sessions: sessions on which each policy is judged.
   es_search: effort of the evolution strategy.
   headroom_search: effort of the privileged optimum.
+  check_states, check_continuations, check_sessions: effort of holding the
+    critics against the world, see `evaluation.critic_check.Effort`.
   train: networks and updates of one round; its `seed` is not used.
   """
 
@@ -106,6 +108,9 @@ class ProgressiveConfig:
   uncut_requests: int = 64
   world_size: str = "small"
   collect_parts: int = 1
+  check_states: int = 2048
+  check_continuations: int = 8
+  check_sessions: int = 4096
 
   def __post_init__(self):
     """Refuses empty counts, and parts that do not add up."""
@@ -117,6 +122,11 @@ class ProgressiveConfig:
       raise ValueError(
         f"exploration: expected one of {', '.join(EXPLORATIONS)}, found"
         f" {self.exploration!r}."
+      )
+    if self.check_continuations < 2:
+      raise ValueError(
+        "check_continuations: expected 2 or more, found"
+        f" {self.check_continuations}."
       )
     if self.sessions_per_round % self.collect_parts:
       raise ValueError(
@@ -586,6 +596,7 @@ class Algorithm(NamedTuple):
 
   learner: Learner
   act: session.Act
+  critic: Critic
 
 
 def make_algorithm(
@@ -603,7 +614,9 @@ def make_algorithm(
   actor, critic = make_networks(config, world.num_actions, num_groups)
   actor = started_actor(actor)
   learner = integrated_rl(actor, critic, critic_updates=config.critic_updates)
-  return Algorithm(learner, make_act(actor) if act is None else act)
+  if act is None:
+    act = make_act(actor)
+  return Algorithm(learner, act, critic)
 
 
 class Run(NamedTuple):
@@ -1111,6 +1124,9 @@ PRESETS = {
     headroom_search=Search(10, 256),
     # No program of its own.
     uncut_requests=12,
+    check_states=512,
+    check_continuations=4,
+    check_sessions=512,
     train=TrainConfig(
       **_NETWORKS,
       batch_size=256,

@@ -567,13 +567,10 @@ class ActionValue(NamedTuple):
 
   reward: float32 `[G]`, expected discounted reward.
   requests: float32, expected discounted number of requests.
-  beyond: float32, discounted probability that the session goes on after the
-    last request that was looked at: the weight of what is left out.
   """
 
   reward: jax.Array
   requests: jax.Array
-  beyond: jax.Array
 
 
 def action_value(
@@ -601,7 +598,8 @@ def action_value(
     state: a session that is going on.
     action: `[A]`, used at the first request.
     discount: factor of each further request, in [0, 1].
-    max_requests: requests looked at, static.
+    max_requests: `T` of the session, static. It is cut there, as in `rollout`:
+      a state at step `t` has `T - t` requests left.
     policy_key: of the policy's own draws.
 
   Returns:
@@ -610,6 +608,7 @@ def action_value(
 
   def request(carry, number):
     state, reached, value = carry
+    reached = jnp.where(state.step < max_requests, reached, 0.0)
     key = jax.random.fold_in(policy_key, state.step)
     own = act(params, observe(world, state), key).action
     slots, state, result = _serve(
@@ -619,13 +618,13 @@ def action_value(
     value = ActionValue(
       reward=value.reward + reached * jnp.sum(expected, axis=0),
       requests=value.requests + reached,
-      beyond=reached * discount * (1.0 - result.leave_prob),
     )
-    return (state, value.beyond, value), None
+    reached = reached * discount * (1.0 - result.leave_prob)
+    return (state, reached, value), None
 
-  zero = jnp.zeros((), jnp.float32)
   nothing = ActionValue(
-    jnp.zeros((table.reward.shape[-1],), jnp.float32), zero, zero
+    jnp.zeros((table.reward.shape[-1],), jnp.float32),
+    jnp.zeros((), jnp.float32),
   )
   carry = (state, jnp.ones((), jnp.float32), nothing)
   number = jnp.arange(max_requests, dtype=jnp.int32)

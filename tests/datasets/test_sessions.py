@@ -226,3 +226,91 @@ def test_jax_arrays_are_welcome(tmp_path):
   sessions.save_sessions(tmp_path / "log.npz", log)
   loaded, _ = sessions.load_sessions(tmp_path / "log.npz")
   np.testing.assert_array_equal(loaded.reward, log.reward)
+
+
+def _mixed_log(seed):
+  """Sessions of 1 to 6 requests that end in each of the three ways."""
+  rng = np.random.default_rng(seed)
+  session_id, step, terminal, bootstrap_only = [], [], [], []
+  for number in range(30):
+    length = int(rng.integers(1, 7))
+    end = ("left", "cut", "unknown")[number % 3]
+    rows = length + (end == "cut")
+    session_id += [number] * rows
+    step += range(rows)
+    terminal += [end == "left" and n == rows - 1 for n in range(rows)]
+    bootstrap_only += [end == "cut" and n == rows - 1 for n in range(rows)]
+  # One number of rows whatever the seed.
+  size = 90
+  log = random_log(seed, num_rows=size)._replace(
+    session_id=np.array(session_id[:size], np.int32),
+    step=np.array(step[:size], np.int32),
+    terminal=np.array(terminal[:size]),
+    bootstrap_only=np.array(bootstrap_only[:size]),
+  )
+  sessions.validate(log)
+  return log
+
+
+def _steps_by_hand(log, row, num_steps, discount):
+  """`r_t`, `discount_t` and the next row of the transition from a row."""
+  reward, weight = np.zeros(log.reward.shape[1]), 1.0
+  for taken in range(num_steps):
+    reward += discount**taken * log.reward[row]
+    if log.terminal[row]:
+      return reward, 0.0, None
+    weight = discount**taken
+    row += 1
+    after = row + 1
+    known = (
+      after < len(log.step) and log.session_id[after] == log.session_id[row]
+    )
+    if log.bootstrap_only[row] or not (log.terminal[row] or known):
+      break
+  return reward, weight, row
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 20])
+def test_several_steps_are_those_of_a_plain_loop(num_steps):
+  logs = [_mixed_log(seed) for seed in (0, 1)]
+  datasets = [sessions.device_dataset(log) for log in logs]
+  both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *datasets)
+  found = jax.vmap(lambda d: sessions.over_steps(d, num_steps, 0.9))(both)
+  for n, log in enumerate(logs):
+    lane = jax.tree.map(lambda x, n=n: np.asarray(x[n]), found)
+    alone = sessions.over_steps(datasets[n], num_steps, 0.9)
+    jax.tree.map(np.testing.assert_array_equal, alone, lane)
+    if num_steps == 1:
+      jax.tree.map(np.testing.assert_array_equal, alone, datasets[n])
+    starts = lane.start_row[: lane.num_transitions]
+    ends = set()
+    for row in starts:
+      reward, weight, following = _steps_by_hand(log, row, num_steps, 0.9)
+      np.testing.assert_allclose(lane.reward[row], reward, rtol=1e-5)
+      np.testing.assert_allclose(lane.discount[row], weight, rtol=1e-5)
+      if following is None:
+        ends.add("left")
+        continue
+      assert lane.next_row[row] == following
+      if num_steps == 20:
+        # As far as the log goes: only the last row of a session follows.
+        assert log.session_id[following] == log.session_id[row]
+        after = following + 1
+        assert after == len(log.step) or log.step[after] == 0
+      ends.add("cut" if log.bootstrap_only[following] else "going on")
+    assert ends == {"left", "cut", "going on"}
+
+
+def test_steps_beyond_the_session_are_its_return():
+  log = random_log(session_length=4)
+  dataset = sessions.over_steps(sessions.device_dataset(log), 9, 0.5)
+  reward = log.reward.reshape(-1, 4, log.reward.shape[1])
+  returns = np.einsum("slg,l->sg", reward, 0.5 ** np.arange(4))
+  np.testing.assert_allclose(dataset.reward[::4], returns, rtol=1e-5)
+  np.testing.assert_array_equal(dataset.discount, 0)
+
+
+def test_no_steps_are_refused():
+  dataset = sessions.device_dataset(random_log())
+  with pytest.raises(ValueError, match="num_steps: expected 1 or more"):
+    sessions.over_steps(dataset, 0, 0.9)

@@ -11,7 +11,7 @@ from mtf_jax.training import progressive_report
 from mtf_jax.worlds import session
 from tests.small_world import small_world
 
-_EFFORT = Effort(states=64, continuations=3, sessions=32, horizon=3)
+_EFFORT = Effort(states=64, continuations=3, sessions=32, max_requests=3)
 _ACTION = jnp.linspace(-0.3, 0.3, 10)
 
 
@@ -72,7 +72,7 @@ def _apply(params, observation, action, box):
 _KNOWN = Critic(init=None, apply=_apply)
 
 
-def _compare(known, **coefficients):
+def _compare(known, holding=0.15, **coefficients):
   world, table = known
   return critic_check.compare(
     jax.random.key(0),
@@ -81,6 +81,7 @@ def _compare(known, **coefficients):
     _act,
     jnp.asarray(0.15),
     jnp.asarray(0.0),
+    jnp.asarray(holding),
     _KNOWN,
     _state(world, **coefficients),
     _EFFORT,
@@ -91,10 +92,9 @@ def test_a_known_q_is_recovered(known):
   compared = _compare(known, discount=0.0)
   np.testing.assert_allclose(
     compared.true,
-    np.broadcast_to(compared.predicted[:, None, :], (64, 3, 2)),
+    np.broadcast_to(compared.predicted[:, None, :, None], (64, 3, 2, 2)),
     rtol=1e-5,
   )
-  np.testing.assert_array_equal(compared.beyond, 0)
   found = critic_check.figures(compared)
   value = found["value"]
   for name, expected in (
@@ -122,8 +122,26 @@ def test_weights_and_shift_of_the_groups_count(known):
   more = np.asarray(shifted.true - plain.true)
   # Two groups, and at most 1 + 1/2 + 1/4 requests.
   assert np.all(more >= 2 * (1 - 1e-5)) and np.all(more <= 3.5 * (1 + 1e-5))
-  assert more.std() > 0
-  assert np.all(plain.beyond > 0) and np.all(plain.beyond <= 0.125)
+  # Some rows are the last before the cut, and have one request.
+  assert np.isclose(more, 2).any() and more.max() > 3
+
+
+def test_deviations_are_made_once_or_held(known):
+  """Lists are worth the same here, but users leave earlier or later."""
+  plain = _compare(known, discount=1.0)
+  one_request = np.isclose(
+    plain.true, np.asarray(plain.predicted)[:, None, :, None], rtol=1e-5
+  )
+  once, held = plain.true[..., 0], plain.true[..., 1]
+  last = one_request.all(axis=(1, 2, 3))
+  # One request left: nothing follows that could differ.
+  assert 0 < last.sum() < len(last)
+  np.testing.assert_array_equal(once[last], held[last])
+  assert np.mean(np.asarray(once != held)[~last]) > 0.1
+  # A box of no width holds nothing.
+  none = _compare(known, holding=0.0, discount=1.0)
+  np.testing.assert_array_equal(none.true[..., 0], none.true[..., 1])
+  np.testing.assert_array_equal(none.true[..., 0], once)
 
 
 def test_value_from_the_start_is_the_sessions_return():
@@ -163,11 +181,16 @@ def test_value_from_the_start_is_the_sessions_return():
   # One request of another action, then the policy: the first request is worth
   # what it is worth alone, the others what they are worth to it.
   other = value(-_ACTION, 1.0, 1)
+  np.testing.assert_allclose(other.requests, 1)
   state, _ = session.step(world, start, -_ACTION)
-  rest = value(_ACTION, 1.0, 1, state)
+  # Cut after two requests, one is left.
+  rest = value(_ACTION, 1.0, 2, state)
+  np.testing.assert_allclose(rest.requests, 1)
   both = value(-_ACTION, 1.0, 2)
+  going_on = both.requests - other.requests
+  assert 0 < going_on <= 1
   np.testing.assert_allclose(
-    both.reward, other.reward + other.beyond * rest.reward, rtol=1e-5
+    both.reward, other.reward + going_on * rest.reward, rtol=1e-5
   )
   half = value(-_ACTION, 0.5, 2)
   np.testing.assert_allclose(
@@ -194,10 +217,12 @@ def test_noise_of_the_returns_is_taken_out():
   predicted = rng.standard_normal((num_states, 2)) + 5
   noise = rng.standard_normal((num_states, continuations, 2))
   hidden = rng.standard_normal(num_states)
-  true = 1 + 2 * predicted + hidden[:, None]
-  compared = Compared(
-    user, predicted, true[:, None] + 8 * noise, np.zeros(num_states)
-  )
+  other = rng.standard_normal((num_states, continuations, 2))
+  noise = np.stack([noise, other], axis=-1)
+  # Held deviations count three times.
+  weight = np.array([2, 6])
+  true = 1 + predicted[..., None] * weight + hidden[:, None, None]
+  compared = Compared(user, predicted, true[:, None] + 8 * noise)
   found = critic_check.figures(compared)
   value, advantage = found["value"], found["advantage"]
 
@@ -217,6 +242,9 @@ def test_noise_of_the_returns_is_taken_out():
   holds(advantage, "slope", 2)
   holds(advantage, "reliability", 8 / 24)
   holds(advantage, "correlation_without_noise", 1)
+  held = found["advantage_held"]
+  assert held["slope"] == pytest.approx(6, rel=0.02)
+  assert held["reliability"] == pytest.approx(72 / 88, rel=0.02)
   assert sum(d["predicted"] for d in value["deciles"]) / 10 == pytest.approx(
     value["mean_predicted"]
   )

@@ -98,6 +98,12 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     "one_round_gain_pct",
     "headroom_reached",
     "exploration_cost_pct",
+    "critic_value_correlation",
+    "critic_value_slope",
+    "critic_value_slope_ci95",
+    "critic_advantage_correlation",
+    "critic_advantage_slope",
+    "critic_advantage_held_correlation",
   }
   for of_seed in summary["seeds"].values():
     found = of_seed["satisfaction_floor"]
@@ -108,6 +114,15 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     assert found["reward_gain_pct"] != other
   folder = "satisfaction_floor_seed_0_1"
   assert (whole / folder / "mlp" / "one_round" / "1").is_dir()
+  result = json.loads((whole / folder / "result.json").read_text())
+  checks = result["1"]["critics"]["mlp"]["critic_check"]
+  assert checks["last_round"]["states"] == TINY.check_states
+  means = {name: x["value"]["mean_true"] for name, x in checks.items()}
+  # Other policies, and both worth something.
+  assert means["last_round"] != means["one_round"]
+  assert min(means.values()) > 0
+  report = (whole / "report.md").read_text()
+  assert report.count("## Critics against the world, ") == 2 * 4
 
   killed = tmp_path / "killed"
   for name, nth in (("play_round", 2), ("play_once", 1), ("play_round", 1)):

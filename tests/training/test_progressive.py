@@ -95,8 +95,8 @@ def test_device_rows_are_the_packed_log(run):
   def transitions(dataset):
     count = int(dataset.num_transitions)
     row = np.asarray(dataset.start_row[:count])
-    terminal = np.asarray(dataset.terminal)[row]
-    following = np.minimum(row + 1, len(dataset.terminal) - 1)
+    terminal = np.asarray(dataset.discount)[row] == 0
+    following = np.asarray(dataset.next_row)[row]
     upper = np.asarray(dataset.box.upper)
     return (
       np.asarray(dataset.observation)[row],
@@ -247,7 +247,7 @@ def test_sessions_are_collected_in_parts(run):
     count = np.asarray(dataset.num_transitions)
     assert np.all(count > TINY.sessions_per_round)
     # Half of the room is for the second round.
-    assert np.all(dataset.start_row < dataset.terminal.shape[1] // 2)
+    assert np.all(dataset.start_row < dataset.discount.shape[1] // 2)
   assert not np.array_equal(whole.action, parts.action)
 
 
@@ -279,6 +279,8 @@ def test_a_seed_that_fails_is_named(run):
 def test_empty_counts_are_refused():
   with pytest.raises(ValueError, match="rounds: expected 1 or more, found 0"):
     dataclasses.replace(TINY, rounds=0)
+  with pytest.raises(ValueError, match="check_continuations: expected 2"):
+    dataclasses.replace(TINY, check_continuations=1)
   with pytest.raises(ValueError, match="expected a multiple of collect_parts"):
     dataclasses.replace(TINY, collect_parts=3)
 
@@ -288,11 +290,11 @@ def test_memory_of_a_run_is_read_from_its_compiled_programs(run):
   # Two seeds, two rounds of 64 sessions of 6 requests and a row more.
   rows = 2 * 2 * 64 * 7
   features, actions, groups = run.normalization.mean.shape[1], 10, 2
-  row = 4 * (features + 3 * actions + groups) + 1
+  row = 4 * (features + 3 * actions + groups)
   put, chunk = (result["programs"][n] for n in ("put_rows", "update_chunk"))
-  # Written in place. One more byte for `start` here, an index in the dataset.
-  assert put["alias_bytes"] == rows * (row + 1)
+  # Written in place. Two flags here; in the dataset a discount and two indices.
+  assert put["alias_bytes"] == rows * (row + 2)
   assert put["output_bytes"] - put["alias_bytes"] < 1024
-  assert chunk["argument_bytes"] >= rows * (row + 4)
-  assert result["resident_bytes"]["rows"] == rows * (row + 4) + 2 * 4
+  assert chunk["argument_bytes"] >= rows * (row + 12)
+  assert result["resident_bytes"]["rows"] == rows * (row + 12) + 2 * 4
   assert result["peak_bytes_at_most"] > sum(result["resident_bytes"].values())

@@ -134,6 +134,42 @@ def test_exploration_does_not_move_the_world(small_world):
   )
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_exploration_is_held_over_a_session(small_world, held):
+  rows = session.rollout(
+    *(jax.random.key(0), small_world, session.explore_in_box, _ZERO),
+    *(1024, 4, held),
+  )
+  log, box = rows.log, rows.log.box
+  width = np.asarray(box.upper - box.lower)
+  width = np.where(width > 0, width, 1)
+  place = np.asarray(log.action - box.lower) / width
+  served = np.asarray(rows.valid & ~log.bootstrap_only)
+  assert served[:, 1].sum() > 500
+  second = place[served[:, 1]][:, 1] - place[served[:, 1]][:, 0]
+  # Of one session: the same place in the box, or a new one of all components.
+  if held:
+    np.testing.assert_allclose(second, 0, atol=1e-6)
+  else:
+    assert np.all(np.abs(second) > 0)
+    assert np.std(second) == pytest.approx(1 / 6**0.5, abs=0.02)
+  # Over sessions: uniform in the box, each component.
+  first = np.sort(place[:, 0], axis=0)
+  distance = np.abs(first - (np.arange(1024)[:, None] + 0.5) / 1024)
+  assert distance.max() < 2.2 / 1024**0.5
+  # Exploration moves neither the users nor the box around the policy.
+  fixed = _rollout(small_world, act=session.fixed_action)
+  count = _NUM_SESSIONS
+  again = session.rollout(
+    *(jax.random.key(0), small_world, session.explore_in_box, _ZERO),
+    *(count, 10, held),
+  )
+  np.testing.assert_array_equal(
+    again.log.observation[:, 0], fixed.log.observation[:, 0]
+  )
+  np.testing.assert_allclose(box.upper[served], 0.15, rtol=1e-6)
+
+
 def test_pool_is_walked_without_repeats(small_world):
   state = _reset(jax.random.key(2), small_world)
   requests = small_world.pool.shape[1] // small_world.num_candidates
