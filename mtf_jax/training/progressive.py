@@ -1136,8 +1136,9 @@ PRESETS = {
     ),
   ),
   # Minutes on 2 CPU cores. The discount is higher than the 0.9 of [1], because
-  # what is judged is the undiscounted session. A faster actor overshoots the box
-  # while the critics are new; phi then cuts their targets to the next reward.
+  # what is judged is the undiscounted session; transitions span a session,
+  # because a slate shows in the mood, which nobody observes, before it shows in
+  # the session's end.
   "cpu": ProgressiveConfig(
     rounds=5,
     sessions_per_round=80_000,
@@ -1148,13 +1149,14 @@ PRESETS = {
     headroom_search=Search(40, 1024),
     train=TrainConfig(
       **_NETWORKS,
+      num_steps=16,
       batch_size=1024,
       num_updates=2_500,
       chunk_size=250,
       checkpoint_every=250,
       coefficients={
-        "actor_learning_rate": 1e-4,
-        "critic_learning_rate": 5e-4,
+        "actor_learning_rate": 3e-4,
+        "critic_learning_rate": 1e-3,
         "discount": 0.99,
         "target_step_size": 0.05,
       },
@@ -1177,13 +1179,14 @@ PRESETS = {
       critic="box",
       ensemble_size=24,
       hidden_sizes=(256, 256),
+      num_steps=16,
       batch_size=4096,
       num_updates=60_000,
       chunk_size=500,
       checkpoint_every=500,
       coefficients={
-        "actor_learning_rate": 1e-4,
-        "critic_learning_rate": 5e-4,
+        "actor_learning_rate": 3e-4,
+        "critic_learning_rate": 1e-3,
         "discount": 0.99,
         "target_step_size": 0.05,
       },
