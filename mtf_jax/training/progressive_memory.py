@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mtf_jax.datasets import sessions
 from mtf_jax.training import loop, progressive
 from mtf_jax.worlds import session
 
@@ -46,12 +47,19 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
   table = jax.eval_shape(jax.vmap(session.expected_rewards), run.judging)
   dataset = jax.eval_shape(progressive.as_dataset, room)
   train = config.train
+
+  def over_steps(rows):
+    spanned = sessions.over_steps(rows, train.num_steps, train.discount)
+    # What it makes anew; the rest of the rows stays where it is.
+    return spanned.reward, spanned.discount, spanned.next_row
+
   lowered = {
     "collect_part": collect,
     "put_rows": progressive.put_rows.lower(
       room, part, jnp.zeros((), jnp.int32)
     ),
     "start_rows": jax.jit(jax.vmap(progressive.start_rows)).lower(room.start),
+    "over_steps": jax.jit(jax.vmap(over_steps)).lower(dataset),
     "update_chunk": loop.update_chunk_many.lower(
       algorithm.learner,
       jax.eval_shape(jax.vmap(loop.start), key, run.start),
