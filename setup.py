@@ -47,6 +47,8 @@ setuptools.setup(
       "matplotlib>=3.9",
       "pyarrow>=18",
       "pytest>=8",
+      # Compilation, most of the tests' time, uses one core a process.
+      "pytest-xdist>=3.6",
       "ruff>=0.14",
       "scipy>=1.13",
     ],
