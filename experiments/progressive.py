@@ -203,7 +203,10 @@ class _Watch:
 def _check(
   run: progressive.Run, new: progressive.State, old: progressive.State
 ) -> list[dict[str, Any]]:
-  """Critics of `new` against the world, around `old` in service, by seed."""
+  """Critics of `new` against the world, around `old` in service, by seed.
+
+  One key for the last round and the one round: both visit the same users.
+  """
   config = run.config
   effort = critic_check.Effort(
     states=config.check_states,
@@ -219,13 +222,13 @@ def _check(
       progressive.lane(x, n) for x in (run.world, run.table, old, new)
     )
     compared = critic_check.compare(
-      jax.random.fold_in(run.keys["evaluation"][n], 1),
+      run.keys["check"][n],
       world,
       table,
       run.algorithm.act,
       progressive.service(of_old, width),
       progressive.service(of_new),
-      progressive.service(of_new, width),
+      progressive.service(of_old, width),
       run.algorithm.critic,
       of_new,
       effort,

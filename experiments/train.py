@@ -42,6 +42,9 @@ _NUM_UPDATES = flags.DEFINE_integer("num_updates", None, "Updates in all.")
 _CRITIC_UPDATES = flags.DEFINE_integer(
   "critic_updates", None, "Critic updates before an actor update."
 )
+_NUM_STEPS = flags.DEFINE_integer(
+  "num_steps", None, "Requests that a transition spans, for n-step returns."
+)
 _SEED = flags.DEFINE_integer("seed", None, "Seed of networks and batches.")
 _COEFFICIENT = flags.DEFINE_multi_string(
   "coefficient",
@@ -72,6 +75,7 @@ def _config() -> TrainConfig:
     "critic": _CRITIC.value,
     "num_updates": _NUM_UPDATES.value,
     "critic_updates": _CRITIC_UPDATES.value,
+    "num_steps": _NUM_STEPS.value,
     "seed": _SEED.value,
     "coefficients": _coefficients(_COEFFICIENT.value) or None,
   }

@@ -11,13 +11,16 @@ ones: `Q(s, a)` against the return. Does it tell actions apart, which is all the
 actor uses: `Q(s, a) - Q(s, a')` against the difference of the returns, `a'`
 being `a` mirrored at the middle of the box, both continued with the same random
 numbers. (A term that is even in the deviation cancels there.) What follows an
-action is asked twice: the policy answers from the next request on, which is
-what Q is defined by; or its deviation in the box is held until the session
-ends, which is what rows show whose exploration is held over a session.
+action is asked twice. *Once*: the policy to be judged answers from the next
+request on, which is what a critic of one step estimates. *Held*: the policy that
+was logged goes on with its deviation in the box until the session ends, which is
+what returns of whole sessions show whose exploration is held over a session.
+Those also show what the deviation did to the mood before the request, so that
+their critics' differences may exceed either truth.
 
-What is compared with what: Q bootstraps with phi, the true return with 1, so
-that a policy outside its box has a Q below its return by construction. The true
-return knows the user and how the session went, hidden mood included, Q an
+What is compared with what: where Q bootstraps it does so with phi, the true
+return with 1, so that a policy outside its box has then a Q below its return by
+construction. The true return knows the user and how the session went, hidden mood included, Q an
 observation; a perfect critic therefore has slope 1 and intercept 0, and a
 correlation below 1.
 
@@ -146,7 +149,7 @@ def compare(
     act: the policy, static.
     behaviour: its parameters in service when the rows were logged, exploring.
     target: its parameters to be judged, not exploring.
-    holding: the same, exploring as `behaviour` does.
+    holding: its parameters where the deviation is held, exploring.
     critic: the critics' network, static.
     state: the learner's; its critics, normalisation, discount, weights and
       shift of the reward groups.
@@ -267,9 +270,10 @@ def figures(
 
   Returns:
     `value` for Q against the return: `correlation`, `slope` and `intercept` of
-    the return on Q, `deciles` by predicted Q; `advantage` for differences,
+    the return on Q, `deciles` by predicted Q; `value_held` where the deviation
+    is held in the return; `advantage` for differences,
     through the origin, because which of two actions comes first is arbitrary;
-    `advantage_held` where the deviation is held in the return.
+    `advantage_held` likewise.
     `reliability` is the share of the variance of the `M` continuations' mean
     that is not noise, `correlation_without_noise` the correlation divided by
     its root. Each with `_ci95`; None where it is undefined.
@@ -295,29 +299,36 @@ def figures(
       )
     )
 
-  value, error = moments(true[:, :, 0, 0])
+  def level(returns):
+    value, error = moments(returns)
+    return value, {
+      "mean_predicted": float(predicted[:, 0].mean()),
+      "mean_true": float(value.mean()),
+      **_ready(_agreement(predicted[:, 0], value, error, counts, True)),
+    }
+
+  value, once = level(true[:, :, 0, 0])
+  _, held = level(true[:, :, 0, 1])
   order = np.argsort(predicted[:, 0], kind="stable")
   deciles = []
   for part in np.array_split(order, _DECILES):
-    half = 1.96 * value[part].std() / np.sqrt(len(part))
-    middle = float(value[part].mean())
+    weight = counts[1:, part]
+    # A replicate without any user of the decile is undefined.
+    with np.errstate(divide="ignore", invalid="ignore"):
+      means = weight @ value[part] / weight.sum(axis=1)
     deciles.append(
       {
         "predicted": float(predicted[part, 0].mean()),
-        "true": middle,
-        "true_ci95": [middle - half, middle + half],
+        "true": float(value[part].mean()),
+        "true_ci95": bootstrap.interval(means),
       }
     )
   return {
     "states": len(value),
     "users": int(unit.max() + 1),
     "continuations": continuations,
-    "value": {
-      "mean_predicted": float(predicted[:, 0].mean()),
-      "mean_true": float(value.mean()),
-      **_ready(_agreement(predicted[:, 0], value, error, counts, True)),
-      "deciles": deciles,
-    },
+    "value": {**once, "deciles": deciles},
+    "value_held": held,
     "advantage": advantage(true[..., 0]),
     "advantage_held": advantage(true[..., 1]),
   }
@@ -356,11 +367,12 @@ def table(title: str, found: Mapping[str, Any]) -> Table:
   rows = []
   for number, part in enumerate(value["deciles"], 1):
     low, high = part["true_ci95"]
+    between = "" if low is None else f" [{low:.1f}, {high:.1f}]"
     rows.append(
       (
         str(number),
         f"{part['predicted']:.1f}",
-        f"{part['true']:.1f} [{low:.1f}, {high:.1f}]",
+        f"{part['true']:.1f}{between}",
       )
     )
   header = ("decile of Q", "mean Q", "mean true return [95%]")

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from mtf_jax import networks
 from mtf_jax.datasets.sessions import TransitionDataset
 from mtf_jax.learners.integrated_rl import (
@@ -66,6 +68,13 @@ class TrainConfig:
     if self.num_steps < 1:
       raise ValueError(
         f"num_steps: expected 1 or more, found {self.num_steps}."
+      )
+    shift = self.coefficients.get("reward_shift", 0.0)
+    if self.num_steps > 1 and np.any(shift):
+      # It would be added once a transition, not once a request.
+      raise ValueError(
+        f"reward_shift: expected 0 with num_steps = {self.num_steps}, found"
+        f" {shift}."
       )
     unknown = sorted(set(self.coefficients) - set(Coefficients._fields))
     if unknown:

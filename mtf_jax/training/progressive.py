@@ -395,6 +395,7 @@ def judge(
   num_sessions: int,
   max_requests: int,
   look: Callable = session.observe,
+  held: chex.Numeric = False,
 ) -> Judged:
   """Runs a policy; one key gives every policy the same users and noise.
 
@@ -407,6 +408,7 @@ def judge(
     num_sessions: `B`, static.
     max_requests: `T`, static.
     look: what the policy sees, static.
+    held: whether exploration is held over a session.
 
   Returns:
     Expected outcomes by session.
@@ -415,7 +417,7 @@ def judge(
 
   def one(world_key, policy_key):
     returns = session.session_return(
-      world, table, act, params, max_requests, look, world_key, policy_key
+      world, table, act, params, max_requests, look, world_key, policy_key, held
     )
     return session.reset(world_key, world).user, returns
 
@@ -443,11 +445,21 @@ def judge_service(
   params: Service,
   num_sessions: int,
   max_requests: int,
+  held: chex.Array,
 ) -> Judged:
-  """`judge` of each seed; arguments and result have the axis `R`."""
+  """`judge` of each seed; arguments and result, not `held`, have the axis `R`."""
 
   def one(rng_key, world, table, params):
-    return judge(rng_key, world, table, act, params, num_sessions, max_requests)
+    return judge(
+      rng_key,
+      world,
+      table,
+      act,
+      params,
+      num_sessions,
+      max_requests,
+      held=held,
+    )
 
   return jax.vmap(one, in_axes=(0, 0, 0, _SERVICE_AXES))(
     rng_key, world, table, params
@@ -671,7 +683,10 @@ def service(
 
 
 def _judge(
-  run: Run, params: Service, max_requests: int | None = None
+  run: Run,
+  params: Service,
+  max_requests: int | None = None,
+  held: bool = False,
 ) -> Judged:
   return judge_service(
     run.keys["evaluation"],
@@ -681,6 +696,7 @@ def _judge(
     params,
     run.config.evaluation_sessions,
     run.config.max_requests if max_requests is None else max_requests,
+    jnp.asarray(held),
   )
 
 
@@ -769,6 +785,7 @@ def assemble(
     )
   world = stack(lanes)
   names = ("search", "headroom", "network", "evaluation", "round", "one_round")
+  names += ("check",)
   seeded = jnp.stack([jax.random.key(seed) for seed in seeds])
   split = jax.vmap(lambda key: jax.random.split(key, len(names)))(seeded)
   features = jnp.zeros((len(seeds), len(world.observation_names)), jnp.float32)
@@ -1048,11 +1065,12 @@ def play_round(
   started = time.monotonic()
   before = judge_state(run, state)
   costs: list[dict[str, Any]] = [{} for _ in run.seeds]
+  held = config.exploration == "session"
   for name, noise in (
     ("exploration_cost", {"half_width": HALF_WIDTH}),
     ("gaussian_cost", {"stddev": GAUSSIAN_STDDEV}),
   ):
-    explored = _judge(run, service(state, **noise))
+    explored = _judge(run, service(state, **noise), held=held)
     gains = _compare_rewards(explored, before)
     for cost, gain in zip(costs, gains, strict=True):
       cost[f"{name}_pct"] = -gain.gain
@@ -1088,7 +1106,7 @@ def play_round(
 def play_once(
   run: Run, on_chunk: OnChunk | None = None
 ) -> tuple[State, list[dict[str, Any]]]:
-  """Without progressive training: the same sessions and updates in one round.
+  """Without progressive training: as many sessions and updates in one round.
 
   Returns:
     The state with the new policy, and its figures by seed.
@@ -1136,9 +1154,10 @@ PRESETS = {
     ),
   ),
   # Minutes on 2 CPU cores. The discount is higher than the 0.9 of [1], because
-  # what is judged is the undiscounted session; transitions span a session,
+  # what is judged is the undiscounted session. Transitions span a session,
   # because a slate shows in the mood, which nobody observes, before it shows in
-  # the session's end.
+  # the session's end: no target bootstraps then, so phi and the target networks
+  # play no part, unlike in [1]; the actor's penalty d does.
   "cpu": ProgressiveConfig(
     rounds=5,
     sessions_per_round=80_000,

@@ -75,6 +75,7 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
       service,
       config.evaluation_sessions,
       config.max_requests,
+      jnp.asarray(False),
     ),
   }
   state = num_bytes(run.start)

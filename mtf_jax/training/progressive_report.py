@@ -71,7 +71,7 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
     number = figures.get("round")
     rows.append(
       (
-        "one round, same data" if number is None else f"round {number}",
+        "one round, as much data" if number is None else f"round {number}",
         _gain(figures, "reward"),
         f"{figures['reward_p_value']:.1g}",
         *(f"{figures[f'{n}_gain_pct']:+.2f}" for n in ("uvc", "udt")),
@@ -151,7 +151,7 @@ def overview_table(columns: Columns) -> Table:
     rows.append(["interval above 0", *above])
     rows.append(["mean [95% over seeds]", *mean])
   for label, name in (
-    ("one round, same data", "one_round_gain_pct"),
+    ("one round, as much data", "one_round_gain_pct"),
     ("valid %", "uvc_gain_pct"),
     ("duration %", "udt_gain_pct"),
     ("session length %", "session_length_gain_pct"),
@@ -276,7 +276,7 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
     result["one_round"]["reward_gain_pct"],
     color=_ORANGE,
     linestyle="--",
-    label="one round, same data",
+    label="one round, as much data",
   )
   gains.axhline(
     result["headroom"]["headroom_pct"],
@@ -327,6 +327,9 @@ def _training_picture(result: Mapping[str, Any]) -> str:
       axes.plot(step, column, color=color, linewidth=1.2)
     for end in ends:
       axes.axvline(end, color=_GREY, linestyle=":", linewidth=0.8)
+    if name == "bootstrap_weight" and not values.any():
+      # Transitions of whole sessions: its mean is over no transition at all.
+      label = "phi: no target bootstraps"
     axes.set_title(label, fontsize=10)
     axes.ticklabel_format(useOffset=False)
   figure.supxlabel("update; dotted: a new round", fontsize=10)

@@ -374,7 +374,7 @@ def rollout(
 
   def one(world_key, policy_key):
     def noise_key(state):
-      # The one place where a key is used again on purpose.
+      # Used again on purpose: the same draw is what holding it means.
       return policy_key if held else jax.random.fold_in(policy_key, state.step)
 
     def request(state, _):
@@ -537,12 +537,16 @@ def session_return(
   look: Callable[[World, SessionState], jax.Array],
   world_key: chex.PRNGKey,
   policy_key: chex.PRNGKey,
+  held: chex.Numeric = False,
 ) -> SessionReturns:
-  """One session of `session_returns`; `look` makes the observation."""
+  """One session of `session_returns`; `look` makes the observation.
+
+  `held` is whether exploration is held over the session, as in `rollout`.
+  """
 
   def request(carry, _):
     state, reached, present, sums = carry
-    key = jax.random.fold_in(policy_key, state.step)
+    key = jax.random.fold_in(policy_key, jnp.where(held, 0, state.step))
     action = act(params, look(world, state), key).action
     slots, following, result = _serve(world, state, action)
     expected = table.reward[table.row[state.user], slots]

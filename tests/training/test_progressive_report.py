@@ -44,7 +44,7 @@ def test_overview_counts_the_seeds_that_gain():
   assert rows["0"] == ["+0.50 [-0.50, +1.50]", "+4.00 [+3.00, +5.00]"]
   assert rows["interval above 0"] == ["2 of 3", "3 of 3"]
   assert rows["mean [95% over seeds]"][1] == "+4.00 [+4.00, +4.00]"
-  assert rows["one round, same data"] == ["+0.92", "+2.00"]
+  assert rows["one round, as much data"] == ["+0.92", "+2.00"]
   assert rows["headroom reached"] == ["50%", "none"]
 
 
