@@ -150,6 +150,8 @@ def test_another_ranker_or_day_than_the_fits_is_refused(fitted):
   with pytest.raises(ValueError, match="seed: expected the ranker that the"):
     held_out.read(folder, world, test_from=_TEST_FROM, seed=1)
   with pytest.raises(ValueError, match="test_from: expected the log and the"):
+    held_out.read(folder, world, test_from=_TEST_FROM - 1, seed=0)
+  with pytest.raises(ValueError, match="two held-out days or more, found 2022"):
     held_out.read(folder, world, test_from=_TEST_FROM + 1, seed=0)
 
 
@@ -255,29 +257,60 @@ def test_another_groups_checkpoints_are_refused(fitted, run_dir):
     list(finished.read_policies(run_dir, world))
 
 
-def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
-  folder, world = fitted
-  files.save_world(tmp_path / "fitted.world", world)
+def _launch(**flags):
   # A process of its own: launchers share names of flags.
-  done = subprocess.run(
+  return subprocess.run(
     [
       sys.executable,
       "-m",
       "experiments.log_gauc",
-      f"--world={tmp_path / 'fitted.world'}",
-      f"--log_dir={folder}",
-      f"--run={run_dir}",
-      f"--out={tmp_path / 'out.json'}",
-      f"--test_from={_TEST_FROM}",
+      *(f"--{name}={value}" for name, value in flags.items()),
     ],
     cwd=pathlib.Path(__file__).parents[2],
     capture_output=True,
     text=True,
     timeout=300,
   )
+
+
+def test_what_cannot_be_written_or_read_is_refused_in_a_sentence(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("no world")
+  # Before the world is looked for.
+  done = _launch(world=tmp_path / "none", out=file / "out.json")
+  assert done.returncode != 0
+  assert f"--out: {file} cannot be written to (" in done.stdout + done.stderr
+  done = _launch(world=file, out=tmp_path / "new" / "out.json")
+  assert done.returncode != 0
+  printed = done.stdout + done.stderr
+  assert "--world: " in printed
+  assert "expected a world file" in printed
+  assert "Traceback" not in printed
+  assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
+  folder, world = fitted
+  files.save_world(tmp_path / "fitted.world", world)
+  done = _launch(
+    world=tmp_path / "fitted.world",
+    log_dir=folder,
+    run=run_dir,
+    out=tmp_path / "out.json",
+    test_from=_TEST_FROM,
+  )
   assert done.returncode == 0, done.stderr
   assert "best powers chosen" in done.stdout
+  titles = [
+    line for line in done.stdout.splitlines() if "best weights chosen" in line
+  ]
+  chosen = f"best weights chosen on {_TEST_FROM}"
+  assert titles[0].endswith(chosen)
+  assert titles[1].endswith(f"{chosen} (one of these days)")
+  assert "fitted to all days" in done.stdout
+  assert [path.name for path in tmp_path.glob("*out.json*")] == ["out.json"]
   result = json.loads((tmp_path / "out.json").read_text())
+  assert "fitted to all days" in result["note"]
   assert result["fingerprint"] == fingerprint(world)
   later, every = result["days"]
   assert later["dates"] == every["dates"][1:]
