@@ -4,8 +4,9 @@
 
 Only the world and the networks' first parameters are made; rows, batches and
 sessions exist as shapes. Sizes are those that XLA plans for the default device:
-another device's compiler needs other temporary memory, the arguments and results
-are the same.
+another device's compiler needs other temporary memory, the arguments and
+results are the same. What a run does beside the programs of the table is not
+counted, see `mtf_jax.training.progressive_memory`.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
   )
   for name, value in result["resident_bytes"].items():
     print(f"{name}: {value / gigabyte:.3f} GB")
-  print(f"at most: {result['peak_bytes_at_most'] / gigabyte:.1f} GB")
+  peak = result["peak_bytes_of_these"] / gigabyte
+  print(f"peak of the programs above: {peak:.1f} GB")
   if harness.JSON_OUT.value is not None:
     harness.write_json(
       harness.JSON_OUT.value,

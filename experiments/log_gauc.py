@@ -4,15 +4,17 @@
     --log_dir=../shared/data/kuairand_pure --run=runs/progressive_kuairand \
     --out=log_gauc.json
 
-`--run` is the folder of `experiments.progressive --world=kuairand.world`, all of
-its seeds, leaving models and critics are judged. The
-ranker is trained again as `fit_world` did; `--test_from` and `--seed` must be
-those of the fit. Needs the `data` extra.
+`--run` is the folder of `experiments.progressive --world=kuairand.world`; all
+its seeds, leaving models and critics are judged. The ranker is trained again as
+`fit_world` did; `--test_from` and `--seed` must be those of the fit. The
+world's response model was fitted to all days, the held-out ones included. Needs
+the `data` extra.
 """
 
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +23,9 @@ from absl import app, flags, logging
 
 from mtf_jax.evaluation import held_out, log_gauc
 from mtf_jax.training import finished, progressive_report
+from mtf_jax.training.checkpoints import CheckpointError
 from mtf_jax.worlds import files, session
-from mtf_jax.worlds.world import fingerprint
+from mtf_jax.worlds.world import World, fingerprint
 
 _LOG_DIR = flags.DEFINE_string(
   "log_dir",
@@ -41,36 +44,87 @@ _TEST_FROM = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the fit.")
 
 
+def _check_writable(path: pathlib.Path) -> None:
+  """Refuses a result file that could not be written, before the work."""
+  if path.is_dir():
+    raise app.UsageError(f"--out: expected a file, found the folder {path}.")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
+  except OSError as error:
+    raise app.UsageError(
+      f"--out: {path.parent} cannot be written to ({error.strerror})."
+    ) from error
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Whole or not at all."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _load_world(path: str) -> World:
+  try:
+    return files.load_world(path)
+  except OSError as error:
+    raise app.UsageError(
+      f"--world: {path} cannot be read ({error.strerror})."
+    ) from error
+  except ValueError as error:
+    raise app.UsageError(f"--world: {error}") from error
+
+
+def _read_policies(run_dir: str, world: World) -> dict[str, Any]:
+  """Leaving model -> seed -> name -> policy."""
+  policies: dict[str, Any] = {}
+  try:
+    for found in finished.read_policies(run_dir, world):
+      of_leaving = policies.setdefault(found.leaving, {})
+      of_leaving.setdefault(str(found.seed), {}).update(
+        {
+          log_gauc.BASE: (session.fixed_action, found.es),
+          f"one round, critic {found.critic}": (found.act, found.one_round),
+          f"progressive, critic {found.critic}": (found.act, found.progressive),
+        }
+      )
+  except (ValueError, CheckpointError) as error:
+    raise app.UsageError(f"--run: {error}") from error
+  return policies
+
+
+def _title(leaving: str, judged_on: np.ndarray, chosen_on: int) -> str:
+  """Says where the best weights were chosen, and if that is in-sample."""
+  title = f"{leaving}, days {', '.join(map(str, judged_on))}"
+  title += f"; best weights chosen on {chosen_on}"
+  return f"{title} (one of these days)" if chosen_on in judged_on else title
+
+
 def main(argv: Sequence[str]) -> None:
   """Judges all policies of the run, prints the tables, writes the JSON."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   # Orbax reports every step.
   logging.set_verbosity(logging.WARNING)
-  world = files.load_world(_WORLD.value)
-  # Leaving model -> seed -> name -> policy.
-  policies: dict[str, Any] = {}
-  for found in finished.read_policies(_RUN.value, world):
-    of_leaving = policies.setdefault(found.leaving, {})
-    of_leaving.setdefault(str(found.seed), {}).update(
-      {
-        log_gauc.BASE: (session.fixed_action, found.es),
-        f"one round, critic {found.critic}": (found.act, found.one_round),
-        f"progressive, critic {found.critic}": (found.act, found.progressive),
-      }
+  out = pathlib.Path(_OUT.value)
+  _check_writable(out)
+  world = _load_world(_WORLD.value)
+  policies = _read_policies(_RUN.value, world)
+  try:
+    rows = held_out.read(
+      _LOG_DIR.value, world, test_from=_TEST_FROM.value, seed=_SEED.value
     )
-  rows = held_out.read(
-    _LOG_DIR.value, world, test_from=_TEST_FROM.value, seed=_SEED.value
-  )
+  except ValueError as error:  # It names the flags itself.
+    raise app.UsageError(str(error)) from error
   dates = np.unique(rows.date)
-  if len(dates) < 2:
-    raise app.UsageError(
-      f"--test_from: expected two held-out days or more, found {dates}."
-    )
   weights = log_gauc.references(rows.on(dates[:1]), world.fusion_spec)
   result = {
     "fingerprint": fingerprint(world),
     "run": _RUN.value,
+    "note": log_gauc.NOTE,
     "chosen_on": int(dates[0]),
     "days": [],
   }
@@ -82,11 +136,10 @@ def main(argv: Sequence[str]) -> None:
     }
     result["days"].append({"dates": judged_on.tolist(), "leaving": figures})
     for leaving, found in figures.items():
-      title = f"{leaving}, days {', '.join(map(str, judged_on))}"
+      title = _title(leaving, judged_on, dates[0])
       print(progressive_report.text(log_gauc.table(title, found)))
-  text = json.dumps(result, indent=1, allow_nan=False)
-  pathlib.Path(_OUT.value).write_text(text, encoding="utf-8")
-  print(_OUT.value)
+  _write(out, json.dumps(result, indent=1, allow_nan=False))
+  print(out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """A real log's held-out days as the policies of a fitted world would fuse them.
 
-No simulator takes part: labels and rewards are the log's, scores are the
-ranker's, which was trained on earlier days. What a policy sees of a user is
-what the world shows it at the first request of a session (`session.observe`):
-features of the earlier days, no session statistics yet, the hour of the user's
-first impression of the day.
+Labels and rewards are the log's, scores are the ranker's, which was trained on
+earlier days, and nothing is simulated in judging. The days are held out from
+the ranker alone, though: ES and the policies come from a world whose response
+model was fitted to all days of the log, the held-out ones and what these users
+did on them included. How a policy fares here is no test on days that nothing
+about it has seen.
+
+What a policy sees of a user is what the world shows it at the first request of
+a session (`session.observe`): features of the earlier days, no session
+statistics yet, the hour of the user's first impression of the day.
 
 Letters: `n` impressions, `D` user days, `K` tasks, `A` action components, `S`
 observation, `N` candidates of a search.
@@ -43,7 +48,7 @@ _ONE_DAY = 24 * 3600 * 1000
 
 
 class HeldOut(NamedTuple):
-  """Held-out impressions with their scores.
+  """Impressions of days held out from the ranker, with its scores.
 
   impressions: what was shown.
   scores: float32 `[n, K]`, positive.
@@ -131,23 +136,32 @@ def read(
   A world holds its ranker's scores of its pools and not the ranker, which
   trains in seconds from the same days and seed; that it is the same one is
   checked against the world's tables. All users of the log count, those that the
-  world does not have as well: their features come from the same encoder.
+  world does not have as well: their features come from the same encoder. The
+  world's response model has seen these days too, see the module.
 
   Args:
     log_dir: the folder that `fit_world` was given.
     world: the fitted world.
-    test_from: the first held-out day, as `fit_world` was given.
+    test_from: the first held-out day, as `fit_world` was given; another one
+      must follow, so that weights chosen on the first can be judged.
     seed: as `fit_world` was given.
 
   Returns:
     The impressions of the held-out days.
 
   Raises:
-    ValueError: bad data, or log, day or seed are not those of the fit.
+    ValueError: bad data, a single held-out day, or log, day or seed are not
+      those of the fit.
   """
   catalogue = kuairand.read_catalogue(log_dir)
   log, _ = kuairand.read_log(log_dir, catalogue)
   earlier, later = kuairand.split_days(log, test_from)
+  dates = np.unique(later.date)
+  if len(dates) < 2:
+    raise ValueError(
+      "test_from: expected two held-out days or more, found"
+      f" {', '.join(map(str, dates))}."
+    )
   ranker = ranker_lib.train_ranker(earlier, catalogue, seed)
   values, _ = features.user_observations(ranker.encoder, catalogue)
   num_users = len(catalogue.user_ids)

@@ -15,6 +15,11 @@ from mtf_jax.worlds.session import Act
 from mtf_jax.worlds.world import TASKS
 
 BASE = "ES"
+NOTE = (
+  "The days are held out from the ranker alone: ES and the policies were"
+  " trained in a world whose response model was fitted to all days of the log,"
+  " these included."
+)
 # Powers of the free search: exp(+-4), so that a task can all but vanish.
 _POWER_RATE = 4.0
 
@@ -132,6 +137,6 @@ def table(title: str, judged: Mapping[str, Any]) -> Table:
     f"{judged['users']} users with both labels ({judged['users_in_world']} of"
     f" them in the world), {judged['impressions']} impressions,"
     f" {len(judged['runs'])} seeds; 95% intervals over users, paired for"
-    " differences."
+    f" differences. {NOTE}"
   )
   return Table(title, note, ("weights", "MTF-GAUC", f"minus {BASE}"), rows)

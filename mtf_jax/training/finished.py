@@ -56,19 +56,33 @@ def _configs(plan: dict[str, Any]) -> dict[str, ProgressiveConfig]:
   }
 
 
-def _restore(folder: pathlib.Path, template: State, world: str) -> State:
-  def same_world(record: dict[str, Any]) -> None:
-    if set(record["worlds"]) != {world}:
-      raise ValueError(
-        f"{folder}: expected the world {world}, found a run in"
-        f" {', '.join(record['worlds'])}."
-      )
+def _restore(
+  folder: pathlib.Path, template: State, expected: dict[str, Any]
+) -> State:
+  """The newest whole checkpoint; it must be the one that is `expected`.
+
+  A damaged one makes way for the one before it, whose policy is of an earlier
+  round.
+  """
+
+  def check(record: dict[str, Any]) -> None:
+    found = {
+      "world": ", ".join(sorted(set(record["worlds"]))),
+      "seeds": record["seeds"],
+      "rounds": len(record.get("rounds", ())),
+    }
+    for name, value in expected.items():
+      if found[name] != value:
+        raise ValueError(
+          f"{folder}: expected {name} {value}, found {found[name]} in the"
+          " newest whole checkpoint."
+        )
 
   if not folder.is_dir():
     raise ValueError(f"{folder}: expected checkpoints, found no folder.")
   checkpoints = Checkpoints(folder)
   try:
-    restored = checkpoints.restore(template, same_world)
+    restored = checkpoints.restore(template, check)
   finally:
     checkpoints.close()
   if restored is None:
@@ -89,7 +103,8 @@ def read_policies(
     The policies by leaving model, critic and seed.
 
   Raises:
-    ValueError: there is no run, it is not finished, or it was in another world.
+    ValueError: there is no run, it is not finished, its last checkpoint is
+      damaged, or it was in another world.
     CheckpointError: no checkpoint is whole.
   """
   run_dir = pathlib.Path(run_dir)
@@ -115,8 +130,11 @@ def read_policies(
         template = progressive.with_algorithm(run, config, algorithm).start
         joined = "_".join(map(str, group))
         folder = run_dir / f"{leaving}_seed_{joined}" / critic
-        last = _restore(folder / "checkpoints", template, name)
-        once = _restore(folder / "one_round", template, name)
+        same = {"world": name, "seeds": group}
+        last = _restore(
+          folder / "checkpoints", template, {**same, "rounds": config.rounds}
+        )
+        once = _restore(folder / "one_round", template, same)
         for n, seed in enumerate(group):
           yield Policies(
             seed=seed,

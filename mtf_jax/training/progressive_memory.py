@@ -1,5 +1,11 @@
-"""Memory of a progressive run's programs, compiled but not run."""
+"""Memory of a progressive run's programs, compiled but not run.
 
+Left out are the privileged optimum's sessions, the critics held against the
+world, and the small programs of the setup: what is added up is what the named
+programs need, not a bound on a whole run.
+"""
+
+import functools
 from typing import Any
 
 import jax
@@ -7,7 +13,7 @@ import jax.numpy as jnp
 
 from mtf_jax.datasets import sessions
 from mtf_jax.training import loop, progressive
-from mtf_jax.worlds import session
+from mtf_jax.worlds import headroom, session
 
 
 def num_bytes(tree: Any) -> int:
@@ -16,6 +22,30 @@ def num_bytes(tree: Any) -> int:
     leaf.size * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  )
+
+
+def _lower_search(run: progressive.Run, table: Any) -> Any:
+  """The search of ES and of the headroom, the larger of the two."""
+  config, look = run.config, session.privileged_observation
+  effort = max(
+    config.es_search, config.headroom_search, key=lambda search: search.sessions
+  )
+  num_groups = run.world.group_weights.shape[1]
+
+  def start(world, action):
+    return headroom.start_policy(world, look, action, 1.0, False)
+
+  def search(rng_key, world, table, policy):
+    # Without the outcomes that are judged but not searched for: a copy.
+    own = table._replace(reward=table.reward[..., :num_groups])
+    return headroom.optimise(
+      rng_key, world, own, policy, effort, config.max_requests, look
+    )
+
+  policy = jax.eval_shape(jax.vmap(start), run.world, run.es)
+  return jax.jit(jax.vmap(search)).lower(
+    run.keys["search"], run.world, table, policy
   )
 
 
@@ -53,7 +83,12 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
     # What it makes anew; the rest of the rows stays where it is.
     return spanned.reward, spanned.discount, spanned.next_row
 
+  drift = functools.partial(progressive.drift, algorithm.learner)
   lowered = {
+    "expected_rewards": jax.jit(jax.vmap(session.expected_rewards)).lower(
+      run.judging
+    ),
+    "search": _lower_search(run, table),
     "collect_part": collect,
     "put_rows": progressive.put_rows.lower(
       room, part, jnp.zeros((), jnp.int32)
@@ -67,6 +102,7 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
       batch_size=train.batch_size,
       num_updates=train.chunk_size,
     ),
+    "drift": jax.jit(jax.vmap(drift)).lower(run.start, run.start, dataset),
     "judge": progressive.judge_service.lower(
       key,
       run.judging,
@@ -85,12 +121,24 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
     # Before the first round, in service, and in training.
     "learner_states": 3 * state,
     "rows": num_bytes(dataset),
+    # Of the rows as logged; the dataset is without them, and they stay until
+    # it is made.
+    "row_flags": num_bytes((room.terminal, room.start)),
   }
   return lowered, resident
 
 
 def measure(run: progressive.Run) -> dict[str, Any]:
-  """Compiles the programs of a run and adds up what they need."""
+  """Compiles the programs of a run and adds up what they need.
+
+  Args:
+    run: of `progressive.assemble`, with `start` set.
+
+  Returns:
+    Ready for JSON: `programs`, `resident_bytes`, and `peak_bytes_of_these`:
+    what stays on the device and what the hungriest of these programs needs
+    beside it, as if all were resident while it runs.
+  """
   lowered, resident = programs(run)
   found = {}
   for name, program in lowered.items():
@@ -110,5 +158,5 @@ def measure(run: progressive.Run) -> dict[str, Any]:
   return {
     "programs": found,
     "resident_bytes": resident,
-    "peak_bytes_at_most": sum(resident.values()) + fresh,
+    "peak_bytes_of_these": sum(resident.values()) + fresh,
   }

@@ -163,12 +163,24 @@ def _interval(facts: Mapping[str, Any], key: str) -> str:
 
 def _days_left_out(days: Mapping[str, Any]) -> list[str]:
   """A table of the rates of each day, held out in its turn."""
+
+  def cells_of(facts):
+    log = facts["log"]
+    # A behaviour that the day does not have has no relative error.
+    if log == 0:
+      return ["none", "none"]
+    held_out = 100 * (facts["held_out"] / log - 1)
+    in_sample = 100 * (facts["in_sample"] / log - 1)
+    error = 100 * facts["standard_error"] / log
+    return [f"{held_out:+.1f} ({error:.1f})", f"{in_sample:+.1f}"]
+
   names = ("click", "valid", "long_view", "finish", "like")
   lines = [
     "",
-    "Relative error of the rates, percent, each day's impressions answered by"
-    " fits to the other days (standard error of the day's own rate), and by fits"
-    " to all days:",
+    "Relative error of the rates, percent. Held out: each day's impressions"
+    " answered by fits without it and the day held out with it, in brackets the"
+    " standard error of that difference, users as units. All: by fits to all"
+    " days. None: the log has no such event on that day.",
     "",
     f"| day | rows | {' | '.join(f'{n}, held out | all' for n in names)} |",
     f"| --- | --- |{' --- | --- |' * len(names)}",
@@ -176,12 +188,7 @@ def _days_left_out(days: Mapping[str, Any]) -> list[str]:
   for day in (*days["days"], {"date": "all", **days["all"]}):
     cells = []
     for name in names:
-      facts = day[name]
-      cells += [
-        f"{100 * (facts['held_out'] / facts['log'] - 1):+.1f}"
-        f" ({100 * facts['standard_error'] / facts['log']:.1f})",
-        f"{100 * (facts['in_sample'] / facts['log'] - 1):+.1f}",
-      ]
+      cells += cells_of(day[name])
     lines.append(f"| {day['date']} | {day['rows']} | {' | '.join(cells)} |")
   return lines
 

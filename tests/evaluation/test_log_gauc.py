@@ -150,6 +150,8 @@ def test_another_ranker_or_day_than_the_fits_is_refused(fitted):
   with pytest.raises(ValueError, match="seed: expected the ranker that the"):
     held_out.read(folder, world, test_from=_TEST_FROM, seed=1)
   with pytest.raises(ValueError, match="test_from: expected the log and the"):
+    held_out.read(folder, world, test_from=_TEST_FROM - 1, seed=0)
+  with pytest.raises(ValueError, match="two held-out days or more, found 2022"):
     held_out.read(folder, world, test_from=_TEST_FROM + 1, seed=0)
 
 
@@ -182,9 +184,20 @@ def run_dir(fitted, tmp_path):
     normalization=jax.tree.map(jnp.ones_like, state.normalization),
   )
   ramps = jnp.asarray(np.stack([_RAMP, _RAMP / 2]))
-  for name, action in (("checkpoints", ramps), ("one_round", -ramps)):
+  figures = [[{"round": n + 1}] * 2 for n in range(TINY.rounds)]
+  for name, actions in (
+    ("checkpoints", [0.9 * ramps, ramps]),
+    ("one_round", [-ramps]),
+  ):
     checkpoints = Checkpoints(folder / f"{_LEAVING}_seed_3_4" / "box" / name)
-    checkpoints.save(1, progressive.start_at(state, action), record)
+    for n, action in enumerate(actions, 1):
+      if name == "checkpoints":
+        of_name = {"rounds": figures[:n], "checks": None}
+      else:
+        of_name = {"one_round": {}}
+      checkpoints.save(
+        n, progressive.start_at(state, action), {**record, **of_name}
+      )
     checkpoints.close()
   (folder / "run.json").write_text(json.dumps(plan))
   return folder
@@ -208,7 +221,7 @@ def test_policies_come_from_the_runs_folder(fitted, run_dir):
       decision = found.act(params, observation, jax.random.key(0))
       np.testing.assert_allclose(decision.action, expected, rtol=1e-5)
   other = world.replace(user_features=world.user_features + 1)
-  with pytest.raises(ValueError, match="expected the world"):
+  with pytest.raises(ValueError, match="expected world"):
     read(other)
   (run_dir / f"{_LEAVING}_seed_3_4" / "box" / "one_round").rename(
     run_dir / "gone"
@@ -219,29 +232,85 @@ def test_policies_come_from_the_runs_folder(fitted, run_dir):
     next(finished.read_policies(run_dir / "gone", world))
 
 
-def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
-  folder, world = fitted
-  files.save_world(tmp_path / "fitted.world", world)
+# Orbax closes its event loop while the storage layer still has callbacks.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_earlier_rounds_policy_is_not_taken_for_the_last(fitted, run_dir):
+  _, world = fitted
+  folder = run_dir / f"{_LEAVING}_seed_3_4" / "box" / "checkpoints"
+  largest = max(
+    (path for path in (folder / "2").rglob("*") if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
+  largest.write_bytes(largest.read_bytes()[:100])
+  with pytest.raises(ValueError, match="expected rounds 2, found 1") as raised:
+    list(finished.read_policies(run_dir, world))
+  assert str(folder) in str(raised.value)
+
+
+def test_another_groups_checkpoints_are_refused(fitted, run_dir):
+  _, world = fitted
+  path = run_dir / "run.json"
+  plan = json.loads(path.read_text())
+  path.write_text(json.dumps({**plan, "seeds": [4, 3]}))
+  (run_dir / f"{_LEAVING}_seed_3_4").rename(run_dir / f"{_LEAVING}_seed_4_3")
+  with pytest.raises(ValueError, match=r"seeds \[4, 3\], found \[3, 4\]"):
+    list(finished.read_policies(run_dir, world))
+
+
+def _launch(**flags):
   # A process of its own: launchers share names of flags.
-  done = subprocess.run(
+  return subprocess.run(
     [
       sys.executable,
       "-m",
       "experiments.log_gauc",
-      f"--world={tmp_path / 'fitted.world'}",
-      f"--log_dir={folder}",
-      f"--run={run_dir}",
-      f"--out={tmp_path / 'out.json'}",
-      f"--test_from={_TEST_FROM}",
+      *(f"--{name}={value}" for name, value in flags.items()),
     ],
     cwd=pathlib.Path(__file__).parents[2],
     capture_output=True,
     text=True,
     timeout=300,
   )
+
+
+def test_what_cannot_be_written_or_read_is_refused_in_a_sentence(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("no world")
+  # Before the world is looked for.
+  done = _launch(world=tmp_path / "none", out=file / "out.json")
+  assert done.returncode != 0
+  assert f"--out: {file} cannot be written to (" in done.stdout + done.stderr
+  done = _launch(world=file, out=tmp_path / "new" / "out.json")
+  assert done.returncode != 0
+  printed = done.stdout + done.stderr
+  assert "--world: " in printed
+  assert "expected a world file" in printed
+  assert "Traceback" not in printed
+  assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
+  folder, world = fitted
+  files.save_world(tmp_path / "fitted.world", world)
+  done = _launch(
+    world=tmp_path / "fitted.world",
+    log_dir=folder,
+    run=run_dir,
+    out=tmp_path / "out.json",
+    test_from=_TEST_FROM,
+  )
   assert done.returncode == 0, done.stderr
   assert "best powers chosen" in done.stdout
+  titles = [
+    line for line in done.stdout.splitlines() if "best weights chosen" in line
+  ]
+  chosen = f"best weights chosen on {_TEST_FROM}"
+  assert titles[0].endswith(chosen)
+  assert titles[1].endswith(f"{chosen} (one of these days)")
+  assert "fitted to all days" in done.stdout
+  assert [path.name for path in tmp_path.glob("*out.json*")] == ["out.json"]
   result = json.loads((tmp_path / "out.json").read_text())
+  assert "fitted to all days" in result["note"]
   assert result["fingerprint"] == fingerprint(world)
   later, every = result["days"]
   assert later["dates"] == every["dates"][1:]

@@ -297,4 +297,18 @@ def test_memory_of_a_run_is_read_from_its_compiled_programs(run):
   assert put["output_bytes"] - put["alias_bytes"] < 1024
   assert chunk["argument_bytes"] >= rows * (row + 12)
   assert result["resident_bytes"]["rows"] == rows * (row + 12) + 2 * 4
-  assert result["peak_bytes_at_most"] > sum(result["resident_bytes"].values())
+  assert result["resident_bytes"]["row_flags"] == rows * 2
+  search, table, drift = (
+    result["programs"][n] for n in ("search", "expected_rewards", "drift")
+  )
+  assert table["output_bytes"] >= result["resident_bytes"]["reward_table"]
+  assert search["argument_bytes"] >= result["resident_bytes"]["reward_table"]
+  # Reads the actor of two states, and of the rows observation, box and start.
+  assert drift["argument_bytes"] >= rows * 4 * (features + 2 * actions)
+  fresh = max(
+    x["output_bytes"] - x["alias_bytes"] + x["temp_bytes"]
+    for x in result["programs"].values()
+  )
+  assert result["peak_bytes_of_these"] == fresh + sum(
+    result["resident_bytes"].values()
+  )
