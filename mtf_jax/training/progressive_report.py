@@ -163,7 +163,8 @@ def overview_table(columns: Columns) -> Table:
   )
   note = (
     "Session reward of the last round's policy over ES, %, with 95% intervals"
-    " over users; below the seeds, means over seeds."
+    " over users; below the seeds, means over seeds. The headroom is what a"
+    " short privileged search finds, no bound: a policy may exceed it."
   )
   return Table("Overview", note, header, rows)
 
