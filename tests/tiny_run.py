@@ -24,6 +24,7 @@ TINY = ProgressiveConfig(
     critic="box",
     ensemble_size=2,
     hidden_sizes=(16,),
+    num_steps=2,
     batch_size=32,
     num_updates=8,
     chunk_size=4,

@@ -86,7 +86,7 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   rows.append((label, _gain(uncut, "reward"), *[""] * (len(header) - 2)))
   low, high = result["headroom"]["headroom_ci95"]
   bound = f"{result['headroom']['headroom_pct']:+.2f} [{low:+.2f}, {high:+.2f}]"
-  rows.append(("privileged optimum", bound, *[""] * (len(header) - 2)))
+  rows.append(("privileged search", bound, *[""] * (len(header) - 2)))
   note = (
     "Relative to ES in service, same users and sessions; 95% interval over users."
     f" Hate rate of ES: {result['rounds'][0]['hate_rate_base']:.5f}."
@@ -283,7 +283,7 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
     result["headroom"]["headroom_pct"],
     color=_GREEN,
     linestyle=":",
-    label="privileged optimum",
+    label="privileged search",
   )
   for name, label, color in (
     ("uvc", "valid consumption", _BLUE),

@@ -83,7 +83,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   page = (whole / "report.html").read_text()
   assert page.count("data:image/png;base64,") == 1 + 3 * 4
   assert "http" not in page and "<script" not in page
-  assert "privileged optimum" in page
+  assert "privileged search" in page
 
   summary = _numbers(whole)
   assert {"fingerprint", "preset", "rounds"} <= summary.keys()

@@ -169,6 +169,48 @@ def test_judging_pairs_users_and_keeps_the_reward(run):
   )
 
 
+def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
+  def judge(half_width, held):
+    judging, table = map(_first, (run.judging, run.table))
+    params = _service(run.start, half_width)
+    act = run.algorithm.act
+    key = jax.random.key(9)
+    return progressive.judge(
+      key, judging, table, act, params, 96, 6, held=jnp.asarray(held)
+    )
+
+  np.testing.assert_array_equal(
+    judge(0.0, True).reward, judge(0.0, False).reward
+  )
+  held, anew = judge(0.15, True), judge(0.15, False)
+  assert not np.array_equal(held.reward, anew.reward)
+  # The first request has the same draw either way.
+  once = np.asarray(held.requests) == 1
+  np.testing.assert_array_equal(held.reward[once], anew.reward[once])
+
+
+@pytest.mark.parametrize("exploration", progressive.EXPLORATIONS)
+def test_rounds_log_the_exploration_that_is_asked_for(run, exploration):
+  config = dataclasses.replace(TINY, exploration=exploration)
+  split = jax.vmap(jax.random.split)(run.keys["round"])
+  rows = progressive._collect(
+    run._replace(config=config), split[:, 0], run.start
+  )
+  dataset = _first(rows)
+  first = np.asarray(dataset.start_row[: int(dataset.num_transitions)])
+  box = jax.tree.map(np.asarray, dataset.box)
+  width = np.maximum(box.upper - box.lower, 1e-6)
+  place = (np.asarray(dataset.action) - box.lower) / width
+  pairs = first[:-1][np.diff(first) == 1]
+  same_session = pairs[pairs % (TINY.max_requests + 1) < TINY.max_requests]
+  assert same_session.size > 50
+  change = np.abs(place[same_session + 1] - place[same_session]).max(axis=1)
+  if exploration == "session":
+    np.testing.assert_allclose(change, 0, atol=1e-4)
+  else:
+    assert np.median(change) > 0.2
+
+
 def test_interval_counts_users_not_sessions():
   rng = np.random.default_rng(0)
   base = rng.gamma(4.0, size=400)
@@ -274,6 +316,11 @@ def test_a_seed_that_fails_is_named(run):
   )
   with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
     progressive.play_round(run, start, 0)
+
+
+def test_unknown_exploration_is_refused():
+  with pytest.raises(ValueError, match="exploration: expected one of session"):
+    dataclasses.replace(TINY, exploration="gaussian")
 
 
 def test_empty_counts_are_refused():
