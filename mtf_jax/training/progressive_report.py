@@ -400,11 +400,15 @@ def html(
     parts.append(_overview_picture(columns))
   for title, (rounds, *others) in tables.items():
     result = results[title]
+    headed = "".join(
+      f"<h3>{html_lib.escape(other.title)}</h3>{_html_table(other)}"
+      for other in others
+    )
     parts.append(
       f"<details{opened}><summary>{html_lib.escape(title)}</summary>"
       f"{_html_table(rounds)}{_gains_picture(result)}"
       f"{_drift_picture(result)}{_training_picture(result)}"
-      f"{''.join(map(_html_table, others))}</details>"
+      f"{headed}</details>"
     )
   parts.append(f"<h2>{seconds.title}</h2>{_html_table(seconds)}")
   return (
