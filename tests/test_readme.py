@@ -39,7 +39,7 @@ def test_the_example_is_the_file_and_prints_what_the_readme_shows():
     text=True,
     check=True,
   ).stdout
-  shown = _blocks("text")[0]
+  shown = _blocks("text")[1]
   assert _words(printed) == _words(shown)
   # The rewards, last on their lines; another machine rounds its own way.
   rewards = np.array([line.split()[-1] for line in printed.splitlines()[1:]])
