@@ -300,9 +300,11 @@ def _play(
       checkpoints.save(1, state, {**record, "one_round": one_round})
     else:
       watch.skip(config.rounds * updates)
-      one_round = restored[1]["one_round"]
+      state, found = restored
+      one_round = found["one_round"]
   finally:
     checkpoints.close()
+  over = progressive.reward_gains(judged, progressive.judge_state(run, state))
   spent = {
     name: sum(figures[0]["seconds"][name] for figures in rounds)
     for name in ("collect", "train", "judge")
@@ -311,6 +313,7 @@ def _play(
     {
       "rounds": [figures[n] for figures in rounds],
       "one_round": one_round["figures"][n],
+      "over_one_round": over[n],
       "segments": gains[n],
       "uncut": uncut[n],
       "critic_check": {
@@ -412,6 +415,8 @@ def _figures(result: dict[str, Any], critic: str) -> dict[str, Any]:
     **_critic_figures(found["critic_check"]["last_round"]),
     "one_round_gain_pct": found["one_round"]["reward_gain_pct"],
     "one_round_gain_ci95": found["one_round"]["reward_gain_ci95"],
+    "over_one_round_pct": found["over_one_round"]["reward_gain_pct"],
+    "over_one_round_ci95": found["over_one_round"]["reward_gain_ci95"],
     "headroom_reached": gain / bound if bound > 0 else None,
     "exploration_cost_pct": over_rounds("exploration_cost_pct"),
     "gaussian_cost_pct": over_rounds("gaussian_cost_pct"),

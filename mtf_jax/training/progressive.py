@@ -966,11 +966,22 @@ def uncut_figures(run: Run, state: State) -> list[dict[str, Any]]:
     for params in (service(state), es_service(run))
   )
   return [
-    {
-      "max_requests": run.config.uncut_requests,
-      "reward_gain_pct": gain.gain,
-      "reward_gain_ci95": list(gain.ci95),
-    }
+    {"max_requests": run.config.uncut_requests, **gain}
+    for gain in reward_gains(policy, base)
+  ]
+
+
+def reward_gains(policy: Judged, base: Judged) -> list[dict[str, Any]]:
+  """Reward gains of one policy over another by seed, ready for JSON.
+
+  Args:
+    policy, base: judged with the same keys, `[R, B]`.
+
+  Returns:
+    `reward_gain_pct` and `reward_gain_ci95` of each seed.
+  """
+  return [
+    {"reward_gain_pct": gain.gain, "reward_gain_ci95": list(gain.ci95)}
     for gain in _compare_rewards(policy, base)
   ]
 

@@ -62,7 +62,7 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   Args:
     title: heading.
     result: `rounds` (figures of `progressive.play_round`), `one_round`,
-      `uncut` and `headroom`.
+      `over_one_round`, `uncut` and `headroom`.
   """
   header = ("policy", "reward % [95%]", "p", "valid %", "duration %")
   header += ("length %", "hate rate", "outside box", "exploring cost %")
@@ -81,14 +81,18 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
         f"{figures['exploration_cost_pct']:+.2f}" if number else "",
       )
     )
+  gain = _gain(result["over_one_round"], "reward")
+  blank = [""] * (len(header) - 2)
+  rows.append(("last round over one round", gain, *blank))
   uncut = result["uncut"]
   label = f"last round, up to {uncut['max_requests']} requests"
-  rows.append((label, _gain(uncut, "reward"), *[""] * (len(header) - 2)))
+  rows.append((label, _gain(uncut, "reward"), *blank))
   low, high = result["headroom"]["headroom_ci95"]
   bound = f"{result['headroom']['headroom_pct']:+.2f} [{low:+.2f}, {high:+.2f}]"
-  rows.append(("privileged search", bound, *[""] * (len(header) - 2)))
+  rows.append(("privileged search", bound, *blank))
   note = (
-    "Relative to ES in service, same users and sessions; 95% interval over users."
+    "Relative to ES in service unless said otherwise, same users and sessions;"
+    " 95% interval over users."
     f" Hate rate of ES: {result['rounds'][0]['hate_rate_base']:.5f}."
   )
   return Table(title, note, header, rows)
@@ -152,6 +156,7 @@ def overview_table(columns: Columns) -> Table:
     rows.append(["mean [95% over seeds]", *mean])
   for label, name in (
     ("one round, as much data", "one_round_gain_pct"),
+    ("last over one round", "over_one_round_pct"),
     ("valid %", "uvc_gain_pct"),
     ("duration %", "udt_gain_pct"),
     ("session length %", "session_length_gain_pct"),

@@ -22,6 +22,7 @@ def _figures(gain, headroom=0.5):
     "reward_gain_pct": gain,
     "reward_gain_ci95": [gain - 1, gain + 1],
     "one_round_gain_pct": gain / 2,
+    "over_one_round_pct": gain / 3,
     "uvc_gain_pct": 0.0,
     "udt_gain_pct": 0.0,
     "session_length_gain_pct": 0.0,
@@ -45,6 +46,7 @@ def test_overview_counts_the_seeds_that_gain():
   assert rows["interval above 0"] == ["2 of 3", "3 of 3"]
   assert rows["mean [95% over seeds]"][1] == "+4.00 [+4.00, +4.00]"
   assert rows["one round, as much data"] == ["+0.92", "+2.00"]
+  assert rows["last over one round"] == ["+0.61", "+1.33"]
   assert rows["headroom reached"] == ["50%", "none"]
 
 
