@@ -1176,7 +1176,7 @@ PRESETS = {
     num_users=512,
     evaluation_sessions=8192,
     es_search=Search(40, 1024),
-    headroom_search=Search(40, 1024),
+    headroom_search=Search(80, 2048, learning_rate=0.01),
     train=TrainConfig(
       **_NETWORKS,
       num_steps=16,
@@ -1202,7 +1202,7 @@ PRESETS = {
     num_users=4096,
     evaluation_sessions=65_536,
     es_search=Search(80, 4096),
-    headroom_search=Search(80, 4096),
+    headroom_search=Search(160, 4096, learning_rate=0.01),
     world_size="base",
     collect_parts=40,
     train=TrainConfig(

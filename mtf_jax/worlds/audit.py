@@ -60,10 +60,15 @@ class Effort(NamedTuple):
   grid: int
 
 
+# Hundreds of weights need smaller steps than the ten of global weights: at .03
+# Adam walks at random and the search ends below what learners reach.
+_PERSONAL = Search(80, 2048, learning_rate=0.01)
 PRESETS = {
   "smoke": Effort(64, 512, 8, Search(6, 256), Search(6, 256), 1024, 3),
-  "medium": Effort(512, 8192, 16, Search(40, 2048), Search(40, 2048), 32768, 5),
-  "full": Effort(768, 8192, 16, Search(40, 2048), Search(50, 4096), 65536, 5),
+  "medium": Effort(512, 8192, 16, Search(40, 2048), _PERSONAL, 32768, 5),
+  "full": Effort(
+    768, 8192, 16, Search(40, 2048), _PERSONAL._replace(sessions=4096), 65536, 5
+  ),
 }
 
 
