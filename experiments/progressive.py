@@ -464,12 +464,7 @@ def main(argv: Sequence[str]) -> None:
   if _EXPLORATION.value is not None:
     config = dataclasses.replace(config, exploration=_EXPLORATION.value)
   critics = _CRITICS.value or [config.train.critic]
-  configs = {
-    critic: dataclasses.replace(
-      config, train=dataclasses.replace(config.train, critic=critic)
-    )
-    for critic in critics
-  }
+  configs = {critic: config.with_critic(critic) for critic in critics}
   out_dir = pathlib.Path(_OUT_DIR.value)
   seeds = [int(value) for value in _SEEDS.value]
   plan = {

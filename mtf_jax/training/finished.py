@@ -48,12 +48,8 @@ def _configs(plan: dict[str, Any]) -> dict[str, ProgressiveConfig]:
     name: tuple(value) if isinstance(value, list) else value
     for name, value in train["coefficients"].items()
   }
-  return {
-    critic: ProgressiveConfig(
-      **{**values, "train": TrainConfig(**{**train, "critic": critic})}
-    )
-    for critic in plan["critics"]
-  }
+  config = ProgressiveConfig(**{**values, "train": TrainConfig(**train)})
+  return {critic: config.with_critic(critic) for critic in plan["critics"]}
 
 
 def _restore(

@@ -323,6 +323,24 @@ def test_unknown_exploration_is_refused():
     dataclasses.replace(TINY, exploration="gaussian")
 
 
+def test_a_rival_is_trained_as_it_was_tuned():
+  own = {"num_steps": 3, "coefficients": {"critic_learning_rate": 0.5}}
+  config = dataclasses.replace(TINY, rivals={"mlp": own})
+  assert config.with_critic("box").train == TINY.train
+  found = config.with_critic("mlp").train
+  assert (found.critic, found.num_steps) == ("mlp", 3)
+  assert found.coefficients == {
+    **TINY.train.coefficients,
+    "critic_learning_rate": 0.5,
+  }
+  assert found.hidden_sizes == TINY.train.hidden_sizes
+  assert config.to_json()["rivals"] == {"mlp": own}
+  with pytest.raises(ValueError, match="critic: expected one of"):
+    dataclasses.replace(TINY, rivals={"plain": {}})
+  with pytest.raises(ValueError, match="coefficients: expected fields"):
+    dataclasses.replace(TINY, rivals={"mlp": {"coefficients": {"speed": 1.0}}})
+
+
 def test_empty_counts_are_refused():
   with pytest.raises(ValueError, match="rounds: expected 1 or more, found 0"):
     dataclasses.replace(TINY, rounds=0)
