@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from mtf_jax.evaluation import critic_check, segments
@@ -238,7 +239,11 @@ def _check(
 
 
 def _play(
-  run: progressive.Run, record: dict[str, Any], folder: pathlib.Path, watch
+  run: progressive.Run,
+  longer: progressive.LongerEs,
+  record: dict[str, Any],
+  folder: pathlib.Path,
+  watch: _Watch,
 ) -> list[dict[str, Any]]:
   """All rounds and the one round of one critic, from where they were left."""
   config, seeds = run.config, run.seeds
@@ -305,6 +310,7 @@ def _play(
   finally:
     checkpoints.close()
   over = progressive.reward_gains(judged, progressive.judge_state(run, state))
+  over_es = progressive.reward_gains(judged, longer.judged)
   spent = {
     name: sum(figures[0]["seconds"][name] for figures in rounds)
     for name in ("collect", "train", "judge")
@@ -314,6 +320,7 @@ def _play(
       "rounds": [figures[n] for figures in rounds],
       "one_round": one_round["figures"][n],
       "over_one_round": over[n],
+      "over_longer_es": over_es[n],
       "segments": gains[n],
       "uncut": uncut[n],
       "critic_check": {
@@ -349,21 +356,33 @@ def _play_group(
   run = progressive.prepare(configs[first], worlds, seeds, algorithms[first])
   names = [fingerprint(world) for world in worlds]
   prepared = time.monotonic() - started
+  longer = progressive.longer_es(run)
+  gains = progressive.reward_gains(longer.judged, run.base)
+  searched = time.monotonic() - started - prepared
   critics = {}
   for critic, config in configs.items():
     record = {"config": config.to_json(), "worlds": names, "seeds": list(seeds)}
     of_critic = run
     if critic != first:
       of_critic = progressive.with_algorithm(run, config, algorithms[critic])
-    critics[critic] = _play(of_critic, record, folder / critic, watch)
+    critics[critic] = _play(of_critic, longer, record, folder / critic, watch)
   started = time.monotonic()
   bounds = progressive.headroom_figures(run)
-  seconds = {"prepare": prepared, "headroom": time.monotonic() - started}
+  seconds = {
+    "prepare": prepared,
+    "longer_es": searched,
+    "headroom": time.monotonic() - started,
+  }
   es = progressive.es_figures(run)
   result = {
     str(seed): {
       "fingerprint": names[n],
       "es": es[n],
+      "longer_es": {
+        "sessions": longer.sessions,
+        "action": np.asarray(longer.action[n], np.float64).tolist(),
+        **gains[n],
+      },
       "headroom": bounds[n],
       "seconds": seconds,
       "critics": {critic: found[n] for critic, found in critics.items()},
@@ -417,6 +436,9 @@ def _figures(result: dict[str, Any], critic: str) -> dict[str, Any]:
     "one_round_gain_ci95": found["one_round"]["reward_gain_ci95"],
     "over_one_round_pct": found["over_one_round"]["reward_gain_pct"],
     "over_one_round_ci95": found["over_one_round"]["reward_gain_ci95"],
+    "longer_es_gain_pct": result["longer_es"]["reward_gain_pct"],
+    "over_longer_es_pct": found["over_longer_es"]["reward_gain_pct"],
+    "over_longer_es_ci95": found["over_longer_es"]["reward_gain_ci95"],
     "headroom_reached": gain / bound if bound > 0 else None,
     "exploration_cost_pct": over_rounds("exploration_cost_pct"),
     "gaussian_cost_pct": over_rounds("gaussian_cost_pct"),

@@ -18,8 +18,9 @@ TINY = ProgressiveConfig(
   check_states=32,
   check_continuations=2,
   check_sessions=32,
-  es_search=Search(2, 16),
-  headroom_search=Search(2, 16),
+  # As many steps as the longer ES takes: one program.
+  es_search=Search(4, 16),
+  headroom_search=Search(4, 16),
   train=TrainConfig(
     critic="box",
     ensemble_size=2,

@@ -943,6 +943,44 @@ def es_figures(run: Run) -> list[dict[str, Any]]:
   ]
 
 
+class LongerEs(NamedTuple):
+  """ES that went on with the data budget of the rounds.
+
+  sessions: run for it, beyond those of ES.
+  action: `[R, A]`.
+  judged: on the sessions that ES was judged on.
+  """
+
+  sessions: int
+  action: jax.Array
+  judged: Judged
+
+
+def longer_es(run: Run) -> LongerEs:
+  """What as many sessions bring without reinforcement learning.
+
+  ES goes on from where it was put into service, for as many sessions as all
+  rounds log. Its sessions are pairs under common random numbers with
+  expected-value accounting, so each tells more than a logged one.
+  """
+  config = run.config
+  pair = 2 * config.es_search.sessions
+  steps = max(1, config.rounds * config.sessions_per_round // pair)
+  policy = _linear_policy(run.world, run.es, _ES_LIMIT)
+  limit = jnp.full_like(policy.upper, _ES_LIMIT)
+  blind = policy._replace(
+    scale=jnp.full_like(policy.scale, jnp.inf), lower=-limit, upper=limit
+  )
+  # Rounds fold in their own numbers, which end below this one.
+  keys = jax.vmap(lambda key: jax.random.fold_in(key, config.rounds))(
+    run.keys["round"]
+  )
+  search = config.es_search._replace(iterations=steps)
+  action = _search(run, keys, blind, search).weights[:, :, 0]
+  moved = run._replace(start=start_at(run.start, action))
+  return LongerEs(steps * pair, action, _judge(run, es_service(moved)))
+
+
 def headroom_figures(run: Run) -> list[dict[str, Any]]:
   """The privileged optimum of the audit: what no policy that can be served has.
 
@@ -1167,8 +1205,9 @@ PRESETS = {
     max_requests=12,
     num_users=512,
     evaluation_sessions=2048,
-    es_search=Search(10, 256),
-    headroom_search=Search(10, 256),
+    # One program for both and for the longer ES.
+    es_search=Search(8, 256),
+    headroom_search=Search(8, 256),
     # No program of its own.
     uncut_requests=12,
     check_states=512,

@@ -62,7 +62,7 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   Args:
     title: heading.
     result: `rounds` (figures of `progressive.play_round`), `one_round`,
-      `over_one_round`, `uncut` and `headroom`.
+      `over_one_round`, `longer_es`, `over_longer_es`, `uncut` and `headroom`.
   """
   header = ("policy", "reward % [95%]", "p", "valid %", "duration %")
   header += ("length %", "hate rate", "outside box", "exploring cost %")
@@ -84,6 +84,10 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   gain = _gain(result["over_one_round"], "reward")
   blank = [""] * (len(header) - 2)
   rows.append(("last round over one round", gain, *blank))
+  gain = _gain(result["longer_es"], "reward")
+  rows.append(("ES, as many sessions more", gain, *blank))
+  gain = _gain(result["over_longer_es"], "reward")
+  rows.append(("last round over that ES", gain, *blank))
   uncut = result["uncut"]
   label = f"last round, up to {uncut['max_requests']} requests"
   rows.append((label, _gain(uncut, "reward"), *blank))
@@ -157,6 +161,8 @@ def overview_table(columns: Columns) -> Table:
   for label, name in (
     ("one round, as much data", "one_round_gain_pct"),
     ("last over one round", "over_one_round_pct"),
+    ("ES, as many sessions more", "longer_es_gain_pct"),
+    ("last over that ES", "over_longer_es_pct"),
     ("valid %", "uvc_gain_pct"),
     ("duration %", "udt_gain_pct"),
     ("session length %", "session_length_gain_pct"),

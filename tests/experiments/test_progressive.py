@@ -113,13 +113,13 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     other = found["other_critics"]["mlp"]["reward_gain_pct"]
     assert found["reward_gain_pct"] != other
     for figures in (found, found["other_critics"]["mlp"]):
-      last, once, over = (
-        1 + figures[f"{name}_pct"] / 100
-        for name in ("reward_gain", "one_round_gain", "over_one_round")
-      )
-      assert over == pytest.approx(last / once, rel=1e-6)
-      low, high = figures["over_one_round_ci95"]
-      assert low < figures["over_one_round_pct"] < high
+      last = 1 + figures["reward_gain_pct"] / 100
+      for rival in ("one_round", "longer_es"):
+        other = 1 + figures[f"{rival}_gain_pct"] / 100
+        over = 1 + figures[f"over_{rival}_pct"] / 100
+        assert over == pytest.approx(last / other, rel=1e-6)
+        low, high = figures[f"over_{rival}_ci95"]
+        assert low < figures[f"over_{rival}_pct"] < high
   folder = "satisfaction_floor_seed_0_1"
   assert (whole / folder / "mlp" / "one_round" / "1").is_dir()
   result = json.loads((whole / folder / "result.json").read_text())

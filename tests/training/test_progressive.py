@@ -308,6 +308,14 @@ def test_one_round_and_headroom_have_their_figures(run):
     assert low < bound["headroom_pct"] < high
 
 
+def test_es_goes_on_with_the_budget_of_the_rounds(run):
+  longer = progressive.longer_es(run)
+  assert longer.sessions == TINY.rounds * TINY.sessions_per_round
+  assert np.all(np.abs(longer.action) <= 0.95)
+  assert not np.any(np.all(longer.action == run.es, axis=1))
+  np.testing.assert_array_equal(longer.judged.user, run.base.user)
+
+
 def test_a_seed_that_fails_is_named(run):
   coefficients = run.start.coefficients
   shift = coefficients.reward_shift.at[1].set(np.nan)
