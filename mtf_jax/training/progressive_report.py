@@ -257,15 +257,19 @@ def _overview_picture(columns: Columns) -> str:
       capsize=2,
       label="progressive",
     )
-    once = [row["one_round_gain_pct"] for row in figures]
-    axes.plot(once, place, "x", color=_ORANGE, label="one round")
+    for source, marker, color, label in (
+      ("one_round", "x", _ORANGE, "one round"),
+      ("longer_es", "+", _GREEN, "ES, as many sessions more"),
+    ):
+      rival = [row[f"{source}_gain_pct"] for row in figures]
+      axes.plot(rival, place, marker, color=color, label=label)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(place, [str(seed) for seed in by_seed])
     axes.invert_yaxis()
     axes.set_title(", ".join(name), fontsize=10)
   handles, labels = grid[0, 0].get_legend_handles_labels()
   figure.legend(
-    handles, labels, loc="outside upper right", ncols=2, frameon=False
+    handles, labels, loc="outside upper right", ncols=3, frameon=False
   )
   figure.supxlabel("reward over ES, %", fontsize=10)
   figure.supylabel("seed", fontsize=10)
