@@ -60,14 +60,17 @@ class Effort(NamedTuple):
   grid: int
 
 
+# A component moves by less than the learning rate a step, which falls: 40 steps
+# cannot reach the bounds of [-1, 1], where several components belong.
+_GLOBAL = Search(120, 4096)
 # Hundreds of weights need smaller steps than the ten of global weights: at .03
 # Adam walks at random and the search ends below what learners reach.
 _PERSONAL = Search(80, 2048, learning_rate=0.01)
 PRESETS = {
   "smoke": Effort(64, 512, 8, Search(6, 256), Search(6, 256), 1024, 3),
-  "medium": Effort(512, 8192, 16, Search(40, 2048), _PERSONAL, 32768, 5),
+  "medium": Effort(512, 8192, 16, _GLOBAL, _PERSONAL, 32768, 5),
   "full": Effort(
-    768, 8192, 16, Search(40, 2048), _PERSONAL._replace(sessions=4096), 65536, 5
+    768, 8192, 16, _GLOBAL, _PERSONAL._replace(sessions=4096), 65536, 5
   ),
 }
 
@@ -375,9 +378,11 @@ def linear_probe(
 ) -> tuple[LinearPolicy, dict[str, float]]:
   """Ridge regression of logged returns on `epsilon x (1, observation)`.
 
-  Rows are explored in the box around `center` with sampled feedback, as a
-  learner would get them. The return-to-go is centred by a linear function of
-  the observation; `epsilon` is the deviation over the box's half-width.
+  Rows are explored in the box around `center` with sampled feedback, the
+  deviation held over a session, as `experiments.progressive` logs them. The
+  return-to-go is centred by a linear function of the observation; `epsilon` is
+  the deviation over the box's half-width. Standard errors take sessions as
+  units: rows of one share the deviation and what is to come.
 
   Args:
     world: the world.
@@ -396,6 +401,7 @@ def linear_probe(
     center,
     effort.probe_sessions,
     effort.max_requests,
+    held=True,
   )
   log = rows.log
   served = np.asarray(rows.valid & ~log.bootstrap_only)
@@ -412,18 +418,28 @@ def linear_probe(
   num_actions, num_features = epsilon.shape[1], features.shape[1]
   value = np.linalg.lstsq(features, to_go, rcond=None)[0]
   residual = to_go - features @ value
-  gram = np.zeros((num_actions * num_features,) * 2)
-  moment = np.zeros(num_actions * num_features)
-  for start in range(0, len(residual), 65536):
-    part = slice(start, start + 65536)
+  num_coefficients = num_actions * num_features
+  gram = np.zeros((num_coefficients,) * 2)
+  moment = np.zeros(num_coefficients)
+  spread = np.zeros_like(gram)
+  # Rows of a session are neighbours, and each has at least one.
+  num_rows = served.sum(axis=1)
+  begins = np.cumsum(num_rows) - num_rows
+  for first in range(0, len(served), 8192):
+    starts = begins[first : first + 8192]
+    part = slice(starts[0], starts[-1] + num_rows[first : first + 8192][-1])
     design = (epsilon[part, :, None] * features[part, None, :]).reshape(
-      -1, num_actions * num_features
+      -1, num_coefficients
     )
     gram += design.T @ design
-    moment += design.T @ residual[part]
+    by_session = np.add.reduceat(
+      design * residual[part, None], starts - starts[0]
+    )
+    moment += by_session.sum(axis=0)
+    spread += by_session.T @ by_session
   inverse = np.linalg.inv(gram + 1e-3 * len(residual) * np.eye(len(gram)))
   slope = inverse @ moment
-  error = np.sqrt(np.diag(inverse)) * residual.std()
+  error = np.sqrt(np.diag(inverse @ spread @ inverse))
   z = slope / error
   # Soft threshold of one standard error against acting on noise.
   kept = np.sign(slope) * np.maximum(np.abs(slope) - error, 0.0)
