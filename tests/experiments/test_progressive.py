@@ -14,7 +14,7 @@ from tests.tiny_run import TINY, tiny_algorithm
 _ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = (
   *("resume", "rounds", "seeds", "leaving", "world"),
-  *("parallel_seeds", "critics", "exploration"),
+  *("parallel_seeds", "critics", "exploration", "es_steps"),
 )
 
 
@@ -74,6 +74,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
 ):
   """Two seeds side by side, two critics; killed in each kind of round."""
   options = ("--seeds=0,1", "--parallel_seeds=2", "--critics=box,mlp")
+  options += ("--es_steps=3",)
   whole = tmp_path / "whole"
   launch(f"--out_dir={whole}", *options)
   printed = capsys.readouterr().out
@@ -123,6 +124,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   folder = "satisfaction_floor_seed_0_1"
   assert (whole / folder / "mlp" / "one_round" / "1").is_dir()
   result = json.loads((whole / folder / "result.json").read_text())
+  assert result["1"]["es"]["search_sessions"] == 2 * 3 * TINY.es_search.sessions
   checks = result["1"]["critics"]["mlp"]["critic_check"]
   assert checks["last_round"]["states"] == TINY.check_states
   means = {name: x["value"]["mean_true"] for name, x in checks.items()}
@@ -158,7 +160,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   with pytest.raises(launcher.app.UsageError, match="has another rounds"):
     launch(f"--out_dir={whole}", *options, "--resume", "--rounds=3")
   with pytest.raises(launcher.app.UsageError, match="has another critics"):
-    launch(f"--out_dir={whole}", *options[:2], "--resume")
+    launch(f"--out_dir={whole}", *options[:2], options[3], "--resume")
   with pytest.raises(launcher.app.UsageError, match="has another config"):
     launch(f"--out_dir={whole}", *options, "--resume", "--exploration=request")
   with pytest.raises(launcher.app.UsageError, match="there is no run in"):
@@ -183,6 +185,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     ("--leaving=never", "different names of satisfaction_floor"),
     ("--preset=huge", "smoke"),
     ("--exploration=never", "session"),
+    ("--es_steps=1", "integer >= 2"),
     ("--critics=box,cnn", "different names of mlp, box, box_quadratic"),
     ("--parallel_seeds=2", "divides the number of --seeds"),
     ("--unknown=1", "Unknown command line flag"),

@@ -123,6 +123,20 @@ def test_start_policy_compiles_once_per_view(small_world):
   assert len(traces) == 1
 
 
+def test_probe_errors_take_sessions_as_units(few):
+  """Of 260 slopes next to none is far from 0 after so few sessions.
+
+  With rows as units about 20 are: those of a session share their deviation.
+  """
+  center = jnp.zeros(10)
+  scaling = headroom.start_policy(few, session.observe, center, 0.15, False)
+  effort = audit.PRESETS["smoke"]._replace(probe_sessions=2048, max_requests=12)
+  probe, figures = audit.linear_probe(few, center, scaling, effort)
+  assert figures["rows"] > 4 * 2048
+  assert figures["coefficients"] == probe.weights.size == 260
+  assert figures["beyond_3_sigma"] <= 6
+
+
 def test_embedded_reference_has_what_the_audit_needs():
   reference = audit.load_reference()
   assert set(reference["rates"]) == set(BEHAVIOURS) - {"play_seconds"}
