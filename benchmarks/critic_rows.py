@@ -17,8 +17,8 @@ from absl import app
 
 from benchmarks import harness
 from mtf_jax import networks
-from mtf_jax.datasets import sessions
-from mtf_jax.exploration import ActionBox
+from mtf_jax.data import session_log
+from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.integrated_rl import (
   Coefficients,
   integrated_rl,
@@ -58,7 +58,9 @@ def _advantage(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
   return constant * scale, slope * scale
 
 
-def make_log(problem: Problem, num_rows: int, seed: int) -> sessions.SessionLog:
+def make_log(
+  problem: Problem, num_rows: int, seed: int
+) -> session_log.SessionLog:
   """Draws `num_rows` sessions of one request."""
   rng = np.random.default_rng(seed)
   constant, slope = _advantage(problem)
@@ -74,7 +76,7 @@ def make_log(problem: Problem, num_rows: int, seed: int) -> sessions.SessionLog:
     + np.sqrt(noise_share) * rng.normal(size=num_rows)
   )
   half_width = np.float32(problem.half_width)
-  return sessions.SessionLog(
+  return session_log.SessionLog(
     observation=state.astype(np.float32),
     action=centre + half_width * epsilon.astype(np.float32),
     box=ActionBox(centre - half_width, centre + half_width),
@@ -103,12 +105,12 @@ def alignment(
     with respect to epsilon, at the box's centre, and `g(s)`.
   """
   log = make_log(problem, num_rows, seed)
-  dataset = sessions.device_dataset(log)
+  dataset = session_log.device_dataset(log)
   critic = _BUILD[kind](1, 2, hidden_sizes)
   # The actor takes no part: sessions of one request do not bootstrap.
   actor = networks.mlp_actor(problem.components, (8,))
   learner = integrated_rl(actor, critic)
-  batch = sessions.sample_transitions(jax.random.key(0), dataset, 1)
+  batch = session_log.sample_transitions(jax.random.key(0), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   normalization = normalization_from(dataset)
   coefficients = Coefficients(critic_learning_rate=1e-3)

@@ -23,8 +23,8 @@ from absl import app, flags
 
 from benchmarks import harness
 from mtf_jax import networks
-from mtf_jax.datasets import sessions
-from mtf_jax.exploration import ActionBox
+from mtf_jax.data import session_log
+from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.integrated_rl import integrated_rl, normalization_from
 from mtf_jax.training import loop
 
@@ -59,13 +59,13 @@ class Workload(NamedTuple):
     )
 
 
-def make_dataset() -> sessions.TransitionDataset:
+def make_dataset() -> session_log.TransitionDataset:
   """Random sessions of 16 requests."""
   rng = np.random.default_rng(0)
   centre = rng.uniform(-0.5, 0.5, (_ROWS, _A)).astype(np.float32)
   half_width = np.float32(0.15)
   step = np.arange(_ROWS, dtype=np.int32) % _SESSION
-  log = sessions.SessionLog(
+  log = session_log.SessionLog(
     observation=rng.normal(size=(_ROWS, _S)).astype(np.float32),
     action=centre
     + half_width * rng.uniform(-0.99, 0.99, (_ROWS, _A)).astype(np.float32),
@@ -78,8 +78,8 @@ def make_dataset() -> sessions.TransitionDataset:
     session_id=np.arange(_ROWS, dtype=np.int32) // _SESSION,
     step=step,
   )
-  sessions.validate(log)
-  return sessions.device_dataset(log)
+  session_log.validate(log)
+  return session_log.device_dataset(log)
 
 
 def flops(workload: Workload) -> int:
@@ -112,7 +112,7 @@ def _critic(workload: Workload) -> networks.Critic:
 
 
 def _start(workload, learner, dataset):
-  batch = sessions.sample_transitions(jax.random.key(0), dataset, 1)
+  batch = session_log.sample_transitions(jax.random.key(0), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   normalization = normalization_from(dataset)
 
@@ -157,7 +157,7 @@ def _parts(workload: Workload, dataset) -> dict[str, float]:
   critic, actor = _critic(workload), networks.mlp_actor(_A)
   learner = integrated_rl(actor, critic)
   state = _start(workload._replace(seeds=1), learner, dataset).learner
-  batch = sessions.sample_transitions(
+  batch = session_log.sample_transitions(
     jax.random.key(2), dataset, workload.batch_size
   )
   q_params, observation = state.critic_params, batch.observation_tm1
@@ -215,7 +215,7 @@ def _parts(workload: Workload, dataset) -> dict[str, float]:
 
 def measure(
   workload: Workload,
-  dataset: sessions.TransitionDataset,
+  dataset: session_log.TransitionDataset,
   matmul_flops_per_s: float,
   *,
   with_parts: bool = False,

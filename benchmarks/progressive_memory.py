@@ -6,7 +6,7 @@ Only the world and the networks' first parameters are made; rows, batches and
 sessions exist as shapes. Sizes are those that XLA plans for the default device:
 another device's compiler needs other temporary memory, the arguments and
 results are the same. What a run does beside the programs of the table is not
-counted, see `mtf_jax.training.progressive_memory`.
+counted, see `mtf_jax.studies.progressive.memory`.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from benchmarks import harness
-from mtf_jax.training import progressive, progressive_memory
-from mtf_jax.worlds import synthetic
+from mtf_jax.fitting import synthetic
+from mtf_jax.studies.progressive import memory as progressive_memory
+from mtf_jax.studies.progressive import rounds as progressive
 
 _PRESET = flags.DEFINE_enum(
   "preset", "paper", list(progressive.PRESETS), "Size of the run."

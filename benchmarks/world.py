@@ -26,8 +26,9 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks import harness
-from mtf_jax import fusion
-from mtf_jax.worlds import noise, session, synthetic
+from mtf_jax.fitting import synthetic
+from mtf_jax.kernels import fusion
+from mtf_jax.worlds import noise, session
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.scores import lookup_scores
 from mtf_jax.worlds.world import World

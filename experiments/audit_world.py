@@ -14,7 +14,10 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from mtf_jax.worlds import audit, audit_report, files, synthetic
+from mtf_jax.fitting import synthetic
+from mtf_jax.studies.audit import audit
+from mtf_jax.studies.audit import report as audit_report
+from mtf_jax.worlds import io as world_io
 
 _WORLD = flags.DEFINE_string(
   "world", "synthetic", "A world file, or `synthetic`."
@@ -44,10 +47,10 @@ def main(argv: Sequence[str]) -> None:
     default = "small" if _PRESET.value == "smoke" else "base"
     world = synthetic.synthetic_world(_SIZE.value or default, _WORLD_SEED.value)
   else:
-    world = files.load_world(_WORLD.value)
+    world = world_io.load_world(_WORLD.value)
   reference = found = days = None
   if _LOG_DIR.value is not None:
-    from mtf_jax.worlds import kuairand_world  # Needs the `data` extra.
+    from mtf_jax.fitting import kuairand_world  # Needs the `data` extra.
 
     reference, found = kuairand_world.held_out_comparison(
       _LOG_DIR.value, test_from=_TEST_FROM.value, seed=0

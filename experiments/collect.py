@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from mtf_jax.datasets import sessions
-from mtf_jax.worlds import files, session, synthetic
+from mtf_jax.data import session_log
+from mtf_jax.fitting import synthetic
+from mtf_jax.worlds import io as world_io
+from mtf_jax.worlds import session
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World, fingerprint
 
@@ -58,7 +60,7 @@ def _world() -> World:
     world = synthetic.synthetic_world(_SIZE.value, _WORLD_SEED.value)
   else:
     try:
-      world = files.load_world(_WORLD.value)
+      world = world_io.load_world(_WORLD.value)
     except (OSError, ValueError) as error:
       raise app.UsageError(f"--world: {error}") from error
   if _LEAVING.value is not None:
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
   log = session.pack(rows)
   world_fingerprint = fingerprint(world)
   pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-  sessions.save_sessions(_OUT.value, log, {"world": world_fingerprint})
+  session_log.save_sessions(_OUT.value, log, {"world": world_fingerprint})
   print(
     f"{_SESSIONS.value} sessions, {int((~log.bootstrap_only).sum())} requests"
     f" in world {world_fingerprint}, written to {_OUT.value}"

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from mtf_jax.worlds import files, kuairand_world
+from mtf_jax.fitting import kuairand_world
+from mtf_jax.worlds import io as world_io
 
 _LOG_DIR = flags.DEFINE_string(
   "log_dir",
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   )
   print(f"rows {fit.num_rows}, exact duplicates dropped {fit.num_duplicates}")
   print("ranker on the test days:", json.dumps(fit.ranker_metrics, indent=2))
-  fingerprint = files.save_world(_OUT.value, fit.world)
+  fingerprint = world_io.save_world(_OUT.value, fit.world)
   print(f"world {fingerprint} written to {_OUT.value}")
 
 

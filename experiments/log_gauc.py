@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from mtf_jax.evaluation import held_out, log_gauc
-from mtf_jax.training import finished, progressive_report
+from mtf_jax.studies.log_gauc import held_out, log_gauc
+from mtf_jax.studies.progressive import finished
+from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.training.checkpoints import CheckpointError
-from mtf_jax.worlds import files, session
+from mtf_jax.worlds import io as world_io
+from mtf_jax.worlds import session
 from mtf_jax.worlds.world import World, fingerprint
 
 _LOG_DIR = flags.DEFINE_string(
@@ -69,7 +71,7 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 def _load_world(path: str) -> World:
   try:
-    return files.load_world(path)
+    return world_io.load_world(path)
   except OSError as error:
     raise app.UsageError(
       f"--world: {path} cannot be read ({error.strerror})."

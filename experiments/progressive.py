@@ -28,7 +28,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from mtf_jax.evaluation import critic_check, segments
-from mtf_jax.training import progressive, progressive_report
+from mtf_jax.fitting import synthetic
+from mtf_jax.studies.progressive import report as progressive_report
+from mtf_jax.studies.progressive import rounds as progressive
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.training.config import CRITICS
 from mtf_jax.training.metrics import (
@@ -37,7 +39,7 @@ from mtf_jax.training.metrics import (
   Progress,
   summarize,
 )
-from mtf_jax.worlds import files, synthetic
+from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World, fingerprint
 
@@ -513,7 +515,7 @@ def main(argv: Sequence[str]) -> None:
   fitted = None
   if _WORLD.value != "synthetic":
     try:
-      fitted = files.load_world(_WORLD.value)
+      fitted = world_io.load_world(_WORLD.value)
     except ValueError as error:
       raise app.UsageError(f"--world: {error}") from error
   problem = _claim(out_dir, plan)

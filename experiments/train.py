@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
-from mtf_jax.datasets import sessions
+from mtf_jax.data import session_log
 from mtf_jax.learners.integrated_rl import Coefficients, normalization_from
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
@@ -115,21 +115,21 @@ def main(argv: Sequence[str]) -> None:
   # Orbax reports every step of a save.
   logging.set_verbosity(logging.WARNING)
   config = _config()
-  log, metadata = sessions.load_sessions(_DATASET.value)
+  log, metadata = session_log.load_sessions(_DATASET.value)
   record = {
     "config": config.to_json(),
-    "dataset": sessions.fingerprint(log),
+    "dataset": session_log.fingerprint(log),
     "world": metadata.get("world", ""),
     "round": _ROUND.value,
   }
-  dataset = sessions.over_steps(
-    sessions.device_dataset(log), config.num_steps, config.discount
+  dataset = session_log.over_steps(
+    session_log.device_dataset(log), config.num_steps, config.discount
   )
   learner = make_learner(config, dataset)
   network_key, batch_key, example_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
-  example = sessions.sample_transitions(example_key, dataset, 1)
+  example = session_log.sample_transitions(example_key, dataset, 1)
   coefficients = {
     name: jax.numpy.asarray(value)
     for name, value in config.coefficients.items()

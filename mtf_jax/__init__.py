@@ -5,9 +5,7 @@ request, one session or one transition, to be batched by `jax.vmap`. Importing
 the package runs no JAX computation and imports no network library.
 """
 
-from mtf_jax.actor import actor_loss
-from mtf_jax.critic import critic_loss, ensemble_mean_std, td_targets
-from mtf_jax.exploration import (
+from mtf_jax.kernels.exploration import (
   ActionBox,
   action_box,
   box_log_prob,
@@ -15,15 +13,25 @@ from mtf_jax.exploration import (
   sample_box,
   sample_gaussian,
 )
-from mtf_jax.fusion import (
+from mtf_jax.kernels.fusion import (
   FusionSpec,
   FusionWeights,
   fused_log_score,
   rank_slate,
   weights_from_action,
 )
-from mtf_jax.relaxation import bootstrap_weight, exceedance, relaxation_penalty
-from mtf_jax.rewards import discounted_returns, list_reward
+from mtf_jax.kernels.losses import (
+  actor_loss,
+  critic_loss,
+  ensemble_mean_std,
+  td_targets,
+)
+from mtf_jax.kernels.relaxation import (
+  bootstrap_weight,
+  exceedance,
+  relaxation_penalty,
+)
+from mtf_jax.kernels.rewards import discounted_returns, list_reward
 
 __version__ = "0.1.0"
 

@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtf_jax.exploration import ActionBox
+from mtf_jax.kernels.exploration import ActionBox
 
 _SMALL_SCALE = 1e-4
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.worlds import population, response
+from mtf_jax.fitting import population
+from mtf_jax.worlds import response
 
 LOG_COLUMNS = [
   "user_id",

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mtf_jax.datasets.sessions import SessionLog
-from mtf_jax.exploration import ActionBox
+from mtf_jax.data.session_log import SessionLog
+from mtf_jax.kernels.exploration import ActionBox
 
 
 def log_of(

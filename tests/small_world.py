@@ -2,7 +2,7 @@
 
 import functools
 
-from mtf_jax.worlds import synthetic
+from mtf_jax.fitting import synthetic
 
 
 @functools.cache

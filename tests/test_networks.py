@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtf_jax import networks
-from mtf_jax.exploration import ActionBox
+from mtf_jax.kernels.exploration import ActionBox
 
 S, A, B = 5, 4, 6
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 import mtf_jax
-from mtf_jax import actor, critic, exploration, fusion, relaxation, rewards
+from mtf_jax.kernels import exploration, fusion, losses, relaxation, rewards
 
-_KERNEL_MODULES = (actor, critic, exploration, fusion, relaxation, rewards)
+_KERNEL_MODULES = (exploration, fusion, losses, relaxation, rewards)
 _FUNCTIONS = [
   name
   for name in mtf_jax.__all__

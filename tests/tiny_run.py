@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 
+from mtf_jax.evaluation.oracle import Search
+from mtf_jax.studies.progressive.rounds import ProgressiveConfig, make_algorithm
 from mtf_jax.training.config import TrainConfig
-from mtf_jax.training.progressive import ProgressiveConfig, make_algorithm
-from mtf_jax.worlds.headroom import Search
 from tests.small_world import small_world
 
 TINY = ProgressiveConfig(

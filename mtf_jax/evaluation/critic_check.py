@@ -37,11 +37,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.critic import ensemble_mean_std
 from mtf_jax.evaluation import bootstrap
+from mtf_jax.kernels.losses import ensemble_mean_std
 from mtf_jax.learners.integrated_rl import State
 from mtf_jax.networks import Critic
-from mtf_jax.training.progressive_report import Table
+from mtf_jax.studies.progressive.report import Table
 from mtf_jax.worlds import session
 from mtf_jax.worlds.session import (
   Act,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtf_jax.evaluation import bootstrap
-from mtf_jax.models import metrics
+from mtf_jax.ranking import metrics
 
 # An impression that earned nothing weighs so little that others decide; where
 # all of a label's impressions earned nothing, they count alike.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtf_jax.training.progressive import Judged, compare
-from mtf_jax.training.progressive_report import Table
+from mtf_jax.studies.progressive.report import Table
+from mtf_jax.studies.progressive.rounds import Judged, compare
 from mtf_jax.worlds.world import World
 
 # User features of the fitted and of the synthetic world that users are divided

@@ -18,11 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtf_jax.actor import actor_loss
-from mtf_jax.critic import critic_loss, ensemble_mean_std, td_targets
-from mtf_jax.datasets.sessions import Transition, TransitionDataset
+from mtf_jax.data.session_log import Transition, TransitionDataset
+from mtf_jax.kernels.losses import (
+  actor_loss,
+  critic_loss,
+  ensemble_mean_std,
+  td_targets,
+)
+from mtf_jax.kernels.relaxation import (
+  bootstrap_weight,
+  exceedance,
+  relaxation_penalty,
+)
 from mtf_jax.networks import Actor, Critic
-from mtf_jax.relaxation import bootstrap_weight, exceedance, relaxation_penalty
 
 
 class Coefficients(NamedTuple):

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 
-from mtf_jax import _checks
+from mtf_jax.kernels import _checks
 
 BEHAVIOURS = (
   "valid",

@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax import fusion
-from mtf_jax.datasets.sessions import SessionLog
-from mtf_jax.exploration import (
+from mtf_jax.data.session_log import SessionLog
+from mtf_jax.kernels import fusion
+from mtf_jax.kernels.exploration import (
   ActionBox,
   action_box,
   box_log_prob,
   sample_box,
 )
-from mtf_jax.rewards import list_reward
+from mtf_jax.kernels.rewards import list_reward
 from mtf_jax.worlds import noise
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds import satisfaction as satisfaction_lib

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mtf_jax.fusion import FusionSpec
+from mtf_jax.kernels.fusion import FusionSpec
 from mtf_jax.worlds import leaving as leaving_lib
 from mtf_jax.worlds import scores as scores_lib
 from mtf_jax.worlds.response import BEHAVIOURS, ResponseModel

@@ -7,7 +7,7 @@ from mtf_jax.evaluation import critic_check
 from mtf_jax.evaluation.critic_check import Compared, Effort
 from mtf_jax.learners.integrated_rl import Coefficients, Normalization, State
 from mtf_jax.networks import Critic
-from mtf_jax.training import progressive_report
+from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.worlds import session
 from tests.small_world import small_world
 

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from experiments import progressive as launcher
-from mtf_jax.worlds import synthetic
+from mtf_jax.fitting import synthetic
 from tests.small_world import small_world
 from tests.tiny_run import TINY, tiny_algorithm
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mtf_jax.datasets import sessions
+from mtf_jax.data import session_log
 from tests.session_logs import random_log
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def run(dataset, *args):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
   path = tmp_path_factory.mktemp("data") / "log.npz"
-  sessions.save_sessions(path, random_log(), {"world": "w1"})
+  session_log.save_sessions(path, random_log(), {"world": "w1"})
   return path
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax.worlds import population, response
+from mtf_jax.fitting import population
+from mtf_jax.worlds import response
 
 VALID, PLAY, FINISH, CLICK, LONG = range(5)
 LIKE, COMMENT, FOLLOW, FORWARD, HATE = range(5, 10)

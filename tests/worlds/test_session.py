@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax import fusion
-from mtf_jax.datasets import sessions
+from mtf_jax.data import session_log
+from mtf_jax.kernels import fusion
 from mtf_jax.worlds import leaving, session
 from mtf_jax.worlds.scores import lookup_scores
 
@@ -36,7 +36,7 @@ def _impressions(world, action, seed=0):
 def test_rollout_is_a_valid_log(small_world, name):
   rows = _rollout(small_world.with_leaving(name))
   log = session.pack(rows)
-  sessions.validate(log)
+  session_log.validate(log)
   assert log.observation.shape[1] == len(small_world.observation_names)
   assert len(np.unique(log.session_id)) == _NUM_SESSIONS
   # Every session ends once: the user left, or the cut row says so.

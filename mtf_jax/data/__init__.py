@@ -1,0 +1,1 @@
+"""Logged sessions and real data."""

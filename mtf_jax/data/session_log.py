@@ -1,0 +1,461 @@
+"""Logged sessions: schema, validation, files, and batches on the device.
+
+A row is one request. Rows of a session are consecutive, so the next observation
+and the next box are the next row and are not stored twice.
+
+Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
+`E` behaviours, `B` transitions of a batch.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtf_jax.kernels.exploration import ActionBox
+
+SCHEMA_VERSION = 1
+
+
+class SessionLog(NamedTuple):
+  """Rows of logged sessions, in order; NumPy or JAX arrays.
+
+  A session ends in one of three ways. The user left: `terminal` on its last
+  row. The log was cut and the observation after the cut is known: one more row
+  with `bootstrap_only`, whose observation and box are what the row before
+  bootstraps from and whose other fields are 0. The log was cut and nothing
+  after it is known: neither flag, and the last row is not a transition.
+
+  observation: float32 `[N, S]` state features before the request.
+  action: float32 `[N, A]` logged action, in normalised units, inside its box.
+  box: float32 `[N, A]` bounds of the exploration policy at this request. A
+    policy without a box (Gaussian noise) logs the limits of valid actions.
+  log_prob: float32 `[N]` log density of the action under the policy that
+    logged it.
+  reward: float32 `[N, G]` reward of each group for the shown list.
+  feedback: float32 `[N, E]` behaviours summed over the shown list.
+  terminal: bool `[N]` whether the user left after this request (discount 0).
+  bootstrap_only: bool `[N]` whether the row holds only the observation and the
+    box after a cut session's last request.
+  session_id: int32 `[N]` constant over the consecutive rows of a session.
+  step: int32 `[N]` request of the session, from 0.
+  """
+
+  observation: chex.Array
+  action: chex.Array
+  box: ActionBox
+  log_prob: chex.Array
+  reward: chex.Array
+  feedback: chex.Array
+  terminal: chex.Array
+  bootstrap_only: chex.Array
+  session_id: chex.Array
+  step: chex.Array
+
+
+class Transition(NamedTuple):
+  """One transition, or a batch of them with leading axes.
+
+  observation_tm1: float32 `[S]` state features before the request.
+  action_tm1: float32 `[A]` logged action.
+  box_tm1: float32 `[A]` bounds at the request.
+  r_t: float32 `[G]` rewards that followed; with several steps, see
+    `over_steps`, their discounted sum.
+  discount_t: float32 scalar, 0 where the user left, else the discount of all
+    steps but one, 1 for one step: the learner multiplies it by its factor.
+  observation_t: float32 `[S]` features of the request that follows, arbitrary
+    where `discount_t` is 0.
+  box_t: float32 `[A]` bounds there, likewise.
+  """
+
+  observation_tm1: chex.Array
+  action_tm1: chex.Array
+  box_tm1: ActionBox
+  r_t: chex.Array
+  discount_t: chex.Array
+  observation_t: chex.Array
+  box_t: ActionBox
+
+
+class TransitionDataset(NamedTuple):
+  """Rows of a log on the device, ready to be drawn from inside jit.
+
+  observation, action, box: the fields of `SessionLog`.
+  reward, discount, next_row: float32 `[N, G]`, float32 `[N]`, int32 `[N]`:
+    `r_t` and `discount_t` of the transition that starts at a row, and the row
+    of its `observation_t`.
+  start_row: int32 `[N]`, its first `num_transitions` entries are the rows that
+    a transition starts from. Padded to `N`, so logs of one size share one
+    compiled program.
+  num_transitions: int32 scalar.
+  """
+
+  observation: jax.Array
+  action: jax.Array
+  box: ActionBox
+  reward: jax.Array
+  discount: jax.Array
+  next_row: jax.Array
+  start_row: jax.Array
+  num_transitions: jax.Array
+
+
+# Flat name -> (dtype, letters of the shape). The order is that of the file.
+_FIELDS = {
+  "observation": (np.float32, "NS"),
+  "action": (np.float32, "NA"),
+  "box_lower": (np.float32, "NA"),
+  "box_upper": (np.float32, "NA"),
+  "log_prob": (np.float32, "N"),
+  "reward": (np.float32, "NG"),
+  "feedback": (np.float32, "NE"),
+  "terminal": (np.bool_, "N"),
+  "bootstrap_only": (np.bool_, "N"),
+  "session_id": (np.int32, "N"),
+  "step": (np.int32, "N"),
+}
+_HEADER = "header"
+
+
+def _flatten(log: SessionLog) -> dict[str, np.ndarray]:
+  flat = {**log._asdict(), "box_lower": log.box.lower}
+  flat["box_upper"] = log.box.upper
+  return {name: np.asarray(flat[name]) for name in _FIELDS}
+
+
+def _unflatten(flat: Mapping[str, np.ndarray]) -> SessionLog:
+  fields = {name: flat[name] for name in SessionLog._fields if name != "box"}
+  box = ActionBox(lower=flat["box_lower"], upper=flat["box_upper"])
+  return SessionLog(box=box, **fields)
+
+
+def _check_shapes(flat: Mapping[str, np.ndarray]) -> None:
+  sizes: dict[str, int] = {}
+  for name, (dtype, letters) in _FIELDS.items():
+    array, described = flat[name], f"[{', '.join(letters)}]"
+    if array.dtype != dtype:
+      raise ValueError(
+        f"{name}: expected {np.dtype(dtype).name}, found {array.dtype.name}."
+      )
+    if array.ndim != len(letters):
+      raise ValueError(
+        f"{name}: expected shape {described}, found {array.shape}."
+      )
+    for letter, size in zip(letters, array.shape, strict=True):
+      if sizes.setdefault(letter, size) != size:
+        raise ValueError(
+          f"{name}: expected shape {described} with {letter} ="
+          f" {sizes[letter]}, found {array.shape}."
+        )
+      if not size:
+        raise ValueError(f"{name}: expected no empty axis, found {letter} = 0.")
+
+
+def validate(log: SessionLog) -> None:
+  """Checks the values of a log; a learner must not meet what this refuses.
+
+  Args:
+    log: rows of logged sessions.
+
+  Raises:
+    ValueError: a wrong dtype or shape, or rows that break the schema. All
+      kinds of bad rows are named in one message, each with its count and first
+      row: values that are not finite, inverted boxes, actions outside their
+      own box, sessions whose rows are not consecutive, steps out of order, and
+      end flags before the end of a session.
+  """
+  flat = _flatten(log)
+  _check_shapes(flat)
+  num_rows = flat["terminal"].shape[0]
+  bad: dict[str, np.ndarray] = {}
+  for name, (dtype, _) in _FIELDS.items():
+    if dtype is np.float32:
+      finite = np.isfinite(flat[name]).reshape(num_rows, -1)
+      bad[f"{name} not finite"] = ~finite.all(axis=1)
+  action, lower, upper = flat["action"], flat["box_lower"], flat["box_upper"]
+  logged = ~flat["bootstrap_only"]
+  bad["box.lower above box.upper"] = (lower > upper).any(axis=1)
+  outside = (action < lower) | (action > upper)
+  bad["action outside its own box"] = outside.any(axis=1) & logged
+
+  session_id, step = flat["session_id"], flat["step"]
+  first = np.ones(num_rows, bool)
+  first[1:] = session_id[1:] != session_id[:-1]
+  last = np.ones(num_rows, bool)
+  last[:-1] = first[1:]
+  block_row = np.flatnonzero(first)
+  _, seen_first = np.unique(session_id[block_row], return_index=True)
+  again = np.ones(block_row.size, bool)
+  again[seen_first] = False
+  reopened = np.zeros(num_rows, bool)
+  reopened[block_row[again]] = True
+  bad["session_id of an earlier, closed session"] = reopened
+  expected = np.arange(num_rows) - block_row[np.cumsum(first) - 1]
+  bad["step not counting from 0 by 1"] = step != expected
+  bad["terminal before the session's last row"] = flat["terminal"] & ~last
+  misplaced = ~last | first | flat["terminal"]
+  bad["bootstrap_only not after a cut session's last request"] = (
+    flat["bootstrap_only"] & misplaced
+  )
+  found = [
+    f"{what}: {int(rows.sum())} of {num_rows} rows, first row"
+    f" {int(np.argmax(rows))}"
+    for what, rows in bad.items()
+    if rows.any()
+  ]
+  if found:
+    raise ValueError(f"log: expected valid rows, found {'; '.join(found)}.")
+
+
+def fingerprint(log: SessionLog) -> str:
+  """Names the content of a log: a SHA-256 over shapes and values, 64 hex."""
+  digest = hashlib.sha256()
+  for name, array in _flatten(log).items():
+    digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.hexdigest()
+
+
+def save_sessions(
+  path: str | os.PathLike[str],
+  log: SessionLog,
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Writes a log as one uncompressed `.npz`, all of it or nothing.
+
+  Args:
+    path: file to write or replace.
+    log: rows; checked with `validate` first.
+    metadata: where the log comes from, such as `{"world": fingerprint}`.
+
+  Raises:
+    ValueError: the log is not valid.
+    OSError: the file could not be written; an earlier file is untouched.
+  """
+  validate(log)
+  path = pathlib.Path(path)
+  header = {"schema_version": SCHEMA_VERSION, "metadata": dict(metadata or {})}
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with temporary.open("wb") as file:
+      # A JSON string is a plain unicode array: no pickle on either side.
+      np.savez(file, **_flatten(log), **{_HEADER: json.dumps(header)})
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def load_sessions(
+  path: str | os.PathLike[str],
+) -> tuple[SessionLog, dict[str, str]]:
+  """Reads and checks a log that `save_sessions` wrote.
+
+  Args:
+    path: an `.npz` file.
+
+  Returns:
+    The log as NumPy arrays, and the metadata saved with it.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged, of another schema version, lacks or adds a
+      field, or its rows break the schema (see `validate`).
+  """
+  try:
+    # Opened here: NumPy leaves its own file open when it cannot read it.
+    with (
+      open(path, "rb") as file,
+      np.load(file, allow_pickle=False) as archive,
+    ):
+      flat = {name: archive[name] for name in archive.files}
+  except FileNotFoundError:
+    raise
+  except (
+    # TypeError: an .npy file gives an array, which is no archive.
+    TypeError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    OSError,
+  ) as error:
+    raise ValueError(
+      f"{path}: expected an .npz file of logged sessions, found a file that"
+      f" cannot be read ({error})."
+    ) from error
+  try:
+    header = json.loads(str(flat.pop(_HEADER)))
+    version, metadata = header["schema_version"], header["metadata"]
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path}: expected a header with schema_version and metadata, found none."
+    ) from error
+  if version != SCHEMA_VERSION:
+    raise ValueError(
+      f"{path}: expected schema version {SCHEMA_VERSION}, found {version}."
+    )
+  if flat.keys() != _FIELDS.keys():
+    missing = sorted(_FIELDS.keys() - flat.keys())
+    unknown = sorted(flat.keys() - _FIELDS.keys())
+    raise ValueError(
+      f"{path}: expected the fields of SessionLog, found {missing} missing and"
+      f" {unknown} unknown."
+    )
+  log = _unflatten(flat)
+  try:
+    validate(log)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  return log, metadata
+
+
+def one_step(terminal: chex.Array) -> tuple[jax.Array, jax.Array]:
+  """`discount` and `next_row` of transitions of one step.
+
+  Args:
+    terminal: bool `[N]`, of `SessionLog`.
+
+  Returns:
+    float32 `[N]`, 0 at a session's end, and int32 `[N]`, the row after.
+  """
+  row = jnp.arange(terminal.shape[0], dtype=jnp.int32)
+  # The log's very last row has no next one; there the discount is 0.
+  following = jnp.minimum(row + 1, terminal.shape[0] - 1)
+  return jnp.where(terminal, 0.0, 1.0).astype(jnp.float32), following
+
+
+def over_steps(
+  dataset: TransitionDataset, num_steps: int, discount: chex.Numeric
+) -> TransitionDataset:
+  """Transitions over several requests, for `n`-step returns.
+
+  A transition takes up to `num_steps` requests of its session: `r_t = sum_{i <
+  k} discount^i r_{t+i+1}`, then `discount_t = discount^(k-1)` and the state
+  after `k` requests, `k` being smaller only where the session ends or the log
+  breaks off. The actions in between are those logged, so that the target
+  follows the policy that logged them for `k` requests.
+
+  Args:
+    dataset: of transitions of one step.
+    num_steps: n, static.
+    discount: gamma, scalar in [0, 1], that of the learner.
+
+  Returns:
+    The dataset, with the same rows.
+
+  Raises:
+    ValueError: `num_steps` below 1.
+  """
+  if num_steps < 1:
+    raise ValueError(f"num_steps: expected 1 or more, found {num_steps}.")
+  if num_steps == 1:
+    return dataset
+  # Observations and actions stay outside jit, which would copy them.
+  reward, weight, next_row = _over_steps(
+    dataset._replace(observation=(), action=(), box=()), num_steps, discount
+  )
+  return dataset._replace(reward=reward, discount=weight, next_row=next_row)
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _over_steps(
+  dataset: TransitionDataset, num_steps: int, discount: chex.Numeric
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`reward`, `discount` and `next_row` of two steps or more."""
+  num_rows = dataset.discount.shape[0]
+  place = jnp.arange(num_rows, dtype=jnp.int32)
+  # Padded entries write a row that is written anyway.
+  drawn = jnp.where(
+    place < dataset.num_transitions, dataset.start_row, dataset.start_row[0]
+  )
+  starts = jnp.zeros((num_rows,), jnp.bool_).at[drawn].set(True)
+  following = dataset.next_row
+  # A row that no transition starts from has nothing to add.
+  goes_on = (dataset.discount > 0) & starts[following]
+
+  def longer(_, found):
+    reward, weight, next_row = found
+    further = jnp.where(goes_on, discount, 0).astype(reward.dtype)
+    return (
+      dataset.reward + further[:, None] * reward[following],
+      jnp.where(goes_on, further * weight[following], dataset.discount),
+      jnp.where(goes_on, next_row[following], following),
+    )
+
+  start = (dataset.reward, dataset.discount, following)
+  return jax.lax.fori_loop(0, num_steps - 1, longer, start)
+
+
+def device_dataset(log: SessionLog) -> TransitionDataset:
+  """Puts the rows that a learner needs on the default device.
+
+  Args:
+    log: a valid log.
+
+  Returns:
+    The dataset. Rows that are no transition (`bootstrap_only`, and the last row
+    of a session cut without a known next observation) are never drawn.
+
+  Raises:
+    ValueError: the log has no transition.
+  """
+  terminal = np.asarray(log.terminal)
+  session_id = np.asarray(log.session_id)
+  has_next = np.zeros(terminal.shape, bool)
+  has_next[:-1] = session_id[1:] == session_id[:-1]
+  rows = np.flatnonzero(terminal | has_next)
+  if not rows.size:
+    raise ValueError(
+      "log: expected at least one transition, found none in"
+      f" {terminal.size} rows."
+    )
+  start_row = np.zeros(terminal.shape, np.int32)
+  start_row[: rows.size] = rows
+  discount, next_row = one_step(jnp.asarray(terminal))
+  return TransitionDataset(
+    observation=jnp.asarray(log.observation),
+    action=jnp.asarray(log.action),
+    box=jax.tree.map(jnp.asarray, log.box),
+    reward=jnp.asarray(log.reward),
+    discount=discount,
+    next_row=next_row,
+    start_row=jnp.asarray(start_row),
+    num_transitions=jnp.asarray(rows.size, jnp.int32),
+  )
+
+
+def sample_transitions(
+  rng_key: chex.PRNGKey, dataset: TransitionDataset, batch_size: int
+) -> Transition:
+  """Draws transitions uniformly with replacement.
+
+  Args:
+    rng_key: random number generator key, consumed.
+    dataset: rows on the device.
+    batch_size: `B`, static.
+
+  Returns:
+    A `Transition` with a leading axis `B` on every field.
+  """
+  draw = jax.random.randint(rng_key, (batch_size,), 0, dataset.num_transitions)
+  row = dataset.start_row[draw]
+  next_row = dataset.next_row[row]
+  return Transition(
+    observation_tm1=dataset.observation[row],
+    action_tm1=dataset.action[row],
+    box_tm1=jax.tree.map(lambda bound: bound[row], dataset.box),
+    r_t=dataset.reward[row],
+    discount_t=dataset.discount[row],
+    observation_t=dataset.observation[next_row],
+    box_t=jax.tree.map(lambda bound: bound[next_row], dataset.box),
+  )

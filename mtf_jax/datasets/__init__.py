@@ -1,1 +1,0 @@
-"""Logged sessions and where they come from."""

@@ -1,0 +1,261 @@
+"""How much a policy can gain in a world: privileged optimisers and a probe.
+
+Nothing here is an algorithm that could be served: the optimisers interact with
+the world without limit, see every session twice under common random numbers and
+count expected rewards. They bound what a learner can hope for.
+
+Letters: `A` action components, `S` observation, `B` sessions, `G` groups.
+
+References:
+  [1] Salimans et al., "Evolution Strategies as a Scalable Alternative to
+  Reinforcement Learning", arXiv 1703.03864: antithetic perturbations.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.worlds import session
+from mtf_jax.worlds.session import Decision, ExpectedRewards
+from mtf_jax.worlds.world import World
+
+
+class LinearPolicy(NamedTuple):
+  """`action = clip(weights . [1, (observation - mean) / scale], box)`.
+
+  weights: `[A, 1 + S]`.
+  mean: `[S]`.
+  scale: `[S]`, infinite where the policy must not look.
+  lower, upper: `[A]` bounds of the action.
+  """
+
+  weights: chex.Array
+  mean: chex.Array
+  scale: chex.Array
+  lower: chex.Array
+  upper: chex.Array
+
+
+def linear_features(policy: LinearPolicy, observation: chex.Array) -> jax.Array:
+  """`[1 + S]`: 1 and the standardised observation, cut at 3 deviations."""
+  standard = jnp.clip((observation - policy.mean) / policy.scale, -3.0, 3.0)
+  return jnp.concatenate([jnp.ones((1,), jnp.float32), standard])
+
+
+def linear_act(
+  policy: LinearPolicy, observation: chex.Array, rng_key: chex.PRNGKey
+) -> Decision:
+  """The policy as an `act` of `session`; it does not explore."""
+  del rng_key
+  features = linear_features(policy, observation)
+  action = jnp.sum(policy.weights * features[None, :], axis=1)
+  action = jnp.clip(action, policy.lower, policy.upper)
+  return Decision(action, ActionBox(action, action), jnp.zeros((), jnp.float32))
+
+
+@functools.partial(
+  jax.jit, static_argnames=("look", "num_sessions", "max_requests")
+)
+def _observed_moments(
+  world: World,
+  action: chex.Array,
+  look: Callable,
+  num_sessions: int,
+  max_requests: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and deviation `[S]` of what is observed while `action` is served."""
+
+  def one(key):
+    def request(state, _):
+      following, _ = session.step(world, state, action)
+      return following, (look(world, state), state.active)
+
+    start = session.reset(key, world)
+    return jax.lax.scan(request, start, length=max_requests)[1]
+
+  keys = jax.random.split(jax.random.key(20), num_sessions)
+  seen, active = jax.vmap(one)(keys)
+  weight = active.astype(jnp.float32)[..., None]
+  weight = weight / jnp.sum(weight)
+  mean = jnp.sum(weight * seen, axis=(0, 1))
+  spread = jnp.square(seen - mean[None, None, :])
+  return mean, jnp.sqrt(jnp.sum(weight * spread, axis=(0, 1)))
+
+
+def start_policy(
+  world: World,
+  look: Callable,
+  action: chex.Array,
+  half_width: float,
+  blind: bool,
+  num_sessions: int = 1024,
+  max_requests: int = 6,
+) -> LinearPolicy:
+  """A policy that answers `action` and is scaled to what it will observe.
+
+  Args:
+    world: the world.
+    look: `session.observe` or `session.privileged_observation`.
+    action: `[A]` where to start.
+    half_width: how far each component may go from `action`; the valid range
+      [-1, 1] holds as well.
+    blind: whether the policy must not look at anything.
+    num_sessions: sessions that the scaling is taken from.
+    max_requests: requests of each.
+
+  Returns:
+    The policy.
+  """
+
+  mean, scale = _observed_moments(
+    world, action, look, num_sessions, max_requests
+  )
+  scale = jnp.full_like(scale, jnp.inf) if blind else jnp.maximum(scale, 1e-3)
+  weights = jnp.zeros((action.shape[0], 1 + mean.shape[0]), jnp.float32)
+  return LinearPolicy(
+    weights=weights.at[:, 0].set(action),
+    mean=mean,
+    scale=scale,
+    lower=jnp.maximum(action - half_width, -1.0),
+    upper=jnp.minimum(action + half_width, 1.0),
+  )
+
+
+class Search(NamedTuple):
+  """Effort of a privileged optimiser.
+
+  iterations: gradient steps.
+  sessions: sessions a step, each run twice.
+  noise: standard deviation of the action's perturbation.
+  learning_rate: of Adam, falling to a tenth.
+  """
+
+  iterations: int = 80
+  sessions: int = 4096
+  noise: float = 0.15
+  learning_rate: float = 0.03
+
+
+@functools.partial(jax.jit, static_argnames=("search", "max_requests", "look"))
+def optimise(
+  rng_key: chex.PRNGKey,
+  world: World,
+  table: ExpectedRewards,
+  policy: LinearPolicy,
+  search: Search,
+  max_requests: int,
+  look: Callable,
+) -> LinearPolicy:
+  """Ascends the true session return with an evolution strategy.
+
+  Each session is run with its own perturbation of the weights, forwards and
+  backwards under one key, so that a step costs `2 * sessions` sessions and
+  estimates the gradient of every weight [1].
+
+  Args:
+    rng_key: random number generator key, consumed.
+    world: the world.
+    table: `session.expected_rewards(world)`.
+    policy: where to start.
+    search: effort, static.
+    max_requests: requests of a session, static.
+    look: what the policy sees, static.
+
+  Returns:
+    The policy with the mean of the last half of the weights.
+  """
+  # Columns that are always 0 (a blind policy's) must not dilute the noise.
+  seen = jnp.append(
+    jnp.ones((1,)), jnp.where(jnp.isinf(policy.scale), 0.0, 1.0)
+  )
+  deviation = search.noise * seen / jnp.sqrt(jnp.sum(seen))
+  schedule = optax.cosine_decay_schedule(
+    search.learning_rate, search.iterations, 0.1
+  )
+  optimiser = optax.adam(schedule, b1=0.8, b2=0.98)
+
+  def gain(weights, world_key, policy_key):
+    returns = session.session_return(
+      world,
+      table,
+      linear_act,
+      policy._replace(weights=weights),
+      max_requests,
+      look,
+      world_key,
+      policy_key,
+    )
+    return jnp.sum(returns.expected)
+
+  def gradient(weights, key):
+    def one(key):
+      noise_key, world_key, policy_key = jax.random.split(key, 3)
+      delta = deviation[None, :] * jax.random.normal(noise_key, weights.shape)
+      # One copy of a session in the program, not two.
+      up, down = jax.vmap(
+        lambda sign: gain(weights + sign * delta, world_key, policy_key)
+      )(jnp.asarray([1.0, -1.0], jnp.float32))
+      return (up - down) * delta, up + down
+
+    slope, level = jax.vmap(one)(jax.random.split(key, search.sessions))
+    # In units of the deviation and of the mean return: Adam's epsilon and the
+    # learning rate then mean the same in every world.
+    scale = jnp.where(deviation > 0, 1.0 / jnp.maximum(deviation, 1e-9), 0.0)
+    return jnp.mean(slope, axis=0) * scale[None, :] / jnp.mean(level)
+
+  def update(carry, inputs):
+    weights, state, total = carry
+    key, late = inputs
+    slope = gradient(weights, key)
+    # Optax itself mixes types; a user's strict setting must not break it.
+    with jax.numpy_dtype_promotion("standard"):
+      change, state = optimiser.update(-slope, state)
+    weights = weights + change * seen[None, :]
+    # A blind or boxed policy must not drift beyond what it can use.
+    weights = weights.at[:, 0].set(
+      jnp.clip(weights[:, 0], policy.lower, policy.upper)
+    )
+    return (weights, state, total + late * weights), None
+
+  late = jnp.arange(search.iterations) >= search.iterations // 2
+  late = late.astype(jnp.float32)
+  start = (
+    policy.weights,
+    optimiser.init(policy.weights),
+    jnp.zeros_like(policy.weights),
+  )
+  keys = jax.random.split(rng_key, search.iterations)
+  (_, _, total), _ = jax.lax.scan(update, start, (keys, late))
+  return policy._replace(weights=total / jnp.sum(late))
+
+
+class Gain(NamedTuple):
+  """Relative gain of a policy over another, percent, with a 95% interval."""
+
+  percent: float
+  low: float
+  high: float
+
+
+def relative_gain(better: np.ndarray, base: np.ndarray) -> Gain:
+  """Gain of paired per-session returns, delta method.
+
+  Args:
+    better: `[B]` returns of the policy.
+    base: `[B]` returns of the other one, same sessions in the same order.
+
+  Returns:
+    `100 (mean(better) / mean(base) - 1)` and its 95% interval.
+  """
+  better, base = np.asarray(better, np.float64), np.asarray(base, np.float64)
+  ratio = better.mean() / base.mean()
+  error = np.std(better - ratio * base) / (base.mean() * np.sqrt(base.size))
+  percent = 100.0 * (ratio - 1.0)
+  return Gain(percent, percent - 196.0 * error, percent + 196.0 * error)

@@ -1,0 +1,1 @@
+"""Stateless kernels of one request, session or transition; the caller vmaps."""

@@ -1,1 +1,0 @@
-"""The multi-task score model and the tables distilled from it."""

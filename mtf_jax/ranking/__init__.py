@@ -1,0 +1,1 @@
+"""The multi-task score model, its features and metrics."""

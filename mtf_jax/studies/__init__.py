@@ -1,0 +1,1 @@
+"""Whole questions, each a folder."""

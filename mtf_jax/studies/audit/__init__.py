@@ -1,0 +1,1 @@
+"""What must be believed of a world before anything is trained on it."""

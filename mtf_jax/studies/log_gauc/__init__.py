@@ -1,0 +1,1 @@
+"""MTF-GAUC on the held-out days of a real log."""

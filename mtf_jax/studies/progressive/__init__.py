@@ -1,0 +1,1 @@
+"""Progressive training: explore, train, redeploy, round after round."""

@@ -1,0 +1,164 @@
+"""Memory of a progressive run's programs, compiled but not run.
+
+Left out are the privileged optimum's sessions, the critics held against the
+world, and the small programs of the setup: what is added up is what the named
+programs need, not a bound on a whole run.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtf_jax.data import session_log
+from mtf_jax.evaluation import oracle
+from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.training import loop
+from mtf_jax.worlds import session
+
+
+def num_bytes(tree: Any) -> int:
+  """Bytes of the arrays of a pytree, or of their shapes."""
+  return sum(
+    leaf.size * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  )
+
+
+def _lower_search(run: progressive.Run, table: Any) -> Any:
+  """The search of ES and of the headroom, the larger of the two."""
+  config, look = run.config, session.privileged_observation
+  effort = max(
+    config.es_search, config.headroom_search, key=lambda search: search.sessions
+  )
+  num_groups = run.world.group_weights.shape[1]
+
+  def start(world, action):
+    return oracle.start_policy(world, look, action, 1.0, False)
+
+  def search(rng_key, world, table, policy):
+    # Without the outcomes that are judged but not searched for: a copy.
+    own = table._replace(reward=table.reward[..., :num_groups])
+    return oracle.optimise(
+      rng_key, world, own, policy, effort, config.max_requests, look
+    )
+
+  policy = jax.eval_shape(jax.vmap(start), run.world, run.es)
+  return jax.jit(jax.vmap(search)).lower(
+    run.keys["search"], run.world, table, policy
+  )
+
+
+def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
+  """Lowers what a run executes at its size, from shapes.
+
+  Args:
+    run: of `progressive.assemble`, with `start` set.
+
+  Returns:
+    Name -> lowered program, and name -> bytes of what stays on the device.
+  """
+  config, algorithm = run.config, run.algorithm
+  key = run.keys["round"]
+  service = progressive.service(run.start, progressive.HALF_WIDTH)
+  size = config.sessions_per_round // config.collect_parts
+  parts = config.rounds * config.collect_parts
+  collect = progressive.collect_part.lower(
+    key,
+    run.world,
+    algorithm.act,
+    service,
+    size,
+    config.max_requests,
+    config.exploration == "session",
+  )
+  part = collect.out_info
+  room = jax.eval_shape(lambda part: progressive.empty_rows(part, parts), part)
+  table = jax.eval_shape(jax.vmap(session.expected_rewards), run.judging)
+  dataset = jax.eval_shape(progressive.as_dataset, room)
+  train = config.train
+
+  def over_steps(rows):
+    spanned = session_log.over_steps(rows, train.num_steps, train.discount)
+    # What it makes anew; the rest of the rows stays where it is.
+    return spanned.reward, spanned.discount, spanned.next_row
+
+  drift = functools.partial(progressive.drift, algorithm.learner)
+  lowered = {
+    "expected_rewards": jax.jit(jax.vmap(session.expected_rewards)).lower(
+      run.judging
+    ),
+    "search": _lower_search(run, table),
+    "collect_part": collect,
+    "put_rows": progressive.put_rows.lower(
+      room, part, jnp.zeros((), jnp.int32)
+    ),
+    "start_rows": jax.jit(jax.vmap(progressive.start_rows)).lower(room.start),
+    "over_steps": jax.jit(jax.vmap(over_steps)).lower(dataset),
+    "update_chunk": loop.update_chunk_many.lower(
+      algorithm.learner,
+      jax.eval_shape(jax.vmap(loop.start), key, run.start),
+      dataset,
+      batch_size=train.batch_size,
+      num_updates=train.chunk_size,
+    ),
+    "drift": jax.jit(jax.vmap(drift)).lower(run.start, run.start, dataset),
+    "judge": progressive.judge_service.lower(
+      key,
+      run.judging,
+      table,
+      algorithm.act,
+      service,
+      config.evaluation_sessions,
+      config.max_requests,
+      jnp.asarray(False),
+    ),
+  }
+  state = num_bytes(run.start)
+  resident = {
+    "worlds": num_bytes((run.world, run.judging)),
+    "reward_table": num_bytes(table),
+    # Before the first round, in service, and in training.
+    "learner_states": 3 * state,
+    "rows": num_bytes(dataset),
+    # Of the rows as logged; the dataset is without them, and they stay until
+    # it is made.
+    "row_flags": num_bytes((room.terminal, room.start)),
+  }
+  return lowered, resident
+
+
+def measure(run: progressive.Run) -> dict[str, Any]:
+  """Compiles the programs of a run and adds up what they need.
+
+  Args:
+    run: of `progressive.assemble`, with `start` set.
+
+  Returns:
+    Ready for JSON: `programs`, `resident_bytes`, and `peak_bytes_of_these`:
+    what stays on the device and what the hungriest of these programs needs
+    beside it, as if all were resident while it runs.
+  """
+  lowered, resident = programs(run)
+  found = {}
+  for name, program in lowered.items():
+    memory = program.compile().memory_analysis()
+    found[name] = {
+      "argument_bytes": memory.argument_size_in_bytes,
+      "output_bytes": memory.output_size_in_bytes,
+      # Of the output, written over arguments.
+      "alias_bytes": memory.alias_size_in_bytes,
+      "temp_bytes": memory.temp_size_in_bytes,
+    }
+  # The result of an update or of put_rows is the state or the rows themselves.
+  fresh = max(
+    x["output_bytes"] - x["alias_bytes"] + x["temp_bytes"]
+    for x in found.values()
+  )
+  return {
+    "programs": found,
+    "resident_bytes": resident,
+    "peak_bytes_of_these": sum(resident.values()) + fresh,
+  }

@@ -1,0 +1,111 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.fitting import build, synthetic
+from mtf_jax.fitting.population import synthetic_response
+from mtf_jax.worlds import scores
+from mtf_jax.worlds.response import BEHAVIOURS
+from mtf_jax.worlds.world import fingerprint
+
+
+def test_same_seed_same_world(small_world):
+  again = synthetic.synthetic_world("small", world_seed=3)
+  assert fingerprint(again) == fingerprint(small_world)
+
+
+def test_unknown_size_is_refused():
+  with pytest.raises(ValueError, match="size"):
+    synthetic.synthetic_world("huge")
+
+
+def test_leaves_are_arrays_of_explicit_types(small_world):
+  for leaf in jax.tree.leaves(small_world):
+    assert isinstance(leaf, jax.Array)
+    assert not leaf.weak_type
+    assert leaf.dtype in (jnp.float32, jnp.int32, jnp.uint8, jnp.uint16)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+      # The duration of a picture is infinite.
+      assert not np.any(np.isnan(leaf))
+
+
+def test_calibration_of_random_exposure_and_satisfaction(small_world):
+  shown = build._default_slates(jax.random.key(8), small_world, 4)
+  click = BEHAVIOURS.index("click")
+  ratio = float(shown.rates[click] / shown.random_rates[click])
+  assert 2.2 < ratio < 3.0
+  np.testing.assert_allclose(shown.satisfaction_std, 1.0, atol=0.15)
+  np.testing.assert_allclose(
+    shown.log_duration, build.TARGET_LOG_DURATION, atol=0.1
+  )
+
+
+def test_pool_holds_the_most_interesting_items_without_noise():
+  rng = np.random.default_rng(0)
+  response = jax.tree.map(jnp.asarray, synthetic_response(rng, 3, 64))
+  pool = build.make_pool(response, build.Retrieval(8, noise=0.0), rng)
+  items = jnp.arange(64, dtype=jnp.int32)
+  for user in range(3):
+    interest = build.response_lib.interest(
+      response, jnp.asarray(user, jnp.int32), items
+    )
+    best = np.argsort(-np.asarray(interest))[:8]
+    assert set(pool[user].tolist()) == set(best.tolist())
+
+
+@pytest.mark.parametrize("size", [0, 12, 128])
+def test_bad_pool_size_is_refused(size):
+  rng = np.random.default_rng(0)
+  response = jax.tree.map(jnp.asarray, synthetic_response(rng, 3, 64))
+  with pytest.raises(ValueError, match="pool_size"):
+    build.make_pool(response, build.Retrieval(size), rng)
+
+
+def test_codes_keep_scores_within_half_a_level():
+  rng = np.random.default_rng(0)
+  linear = rng.normal(size=(300, 8, 2)) * np.array([2.0, 0.5])
+  tables = scores.encode_scores(
+    lambda users: linear[users], 300, np.array([False, True])
+  )
+  slots = jnp.array([5, 0, 7], jnp.int32)
+  found = scores.lookup_scores(tables, jnp.asarray(299, jnp.int32), slots)
+  wanted = linear[299][np.asarray(slots)]
+  wanted = np.stack([1 / (1 + np.exp(-wanted[:, 0])), np.exp(wanted[:, 1])], 1)
+  np.testing.assert_allclose(found, wanted, rtol=0.03)
+
+
+def test_scores_that_are_not_finite_are_refused():
+  linear = np.zeros((5, 4, 2))
+  linear[3, 1, 0] = np.nan
+  with pytest.raises(ValueError, match="finite"):
+    scores.encode_scores(lambda users: linear[users], 5, np.zeros(2, bool))
+
+
+def test_parts_that_do_not_fit_are_refused(small_world):
+  parts = {
+    field.name: getattr(small_world, field.name)
+    for field in dataclasses.fields(small_world)
+  }
+  kept = {
+    name: parts[name]
+    for name in (
+      "response",
+      "scores",
+      "pool",
+      "user_features",
+      "feature_names",
+      "population",
+      "item_tag",
+      "num_candidates",
+      "slate_size",
+      "name",
+    )
+  }
+  tastes = build.Tastes(*np.zeros((3, small_world.pool.shape[0])))
+  with pytest.raises(ValueError, match="item_tag"):
+    build.make_world(**{**kept, "item_tag": np.zeros(3)}, tastes=tastes)
+  with pytest.raises(ValueError, match="slate_size"):
+    build.make_world(**{**kept, "slate_size": 51}, tastes=tastes)

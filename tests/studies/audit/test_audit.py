@@ -1,0 +1,153 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.evaluation import oracle
+from mtf_jax.evaluation.oracle import Search
+from mtf_jax.studies.audit import audit
+from mtf_jax.worlds import session
+from mtf_jax.worlds.response import BEHAVIOURS
+
+_B = {name: n for n, name in enumerate(BEHAVIOURS)}
+
+
+def _facts(num_rows=4000, click=0.5, seed=0):
+  rng = np.random.default_rng(seed)
+  feedback = (rng.random((num_rows, len(BEHAVIOURS))) < 0.3).astype(np.float32)
+  feedback[:, _B["click"]] = rng.random(num_rows) < click
+  feedback[:, _B["long_view"]] = feedback[:, _B["click"]]
+  feedback[:, _B["play_seconds"]] = np.linspace(0, 100, num_rows)
+  user = np.arange(num_rows) // 40
+  duration = np.full(num_rows, 60.0)
+  duration[0] = np.inf
+  return audit.describe(feedback, duration, user, rng.permutation(user))
+
+
+def test_describe_by_hand():
+  facts = _facts()
+  rate = facts["rates"]["click"]
+  assert facts["rates"]["long_view"] == rate
+  np.testing.assert_allclose(
+    facts["lifts"]["click&long_view"]["lift"], 1 / rate
+  )
+  np.testing.assert_allclose(facts["play_deciles"], np.arange(10, 100, 10))
+  assert abs(facts["icc"]["click_by_user"]) < 0.02
+  json.dumps(facts, allow_nan=False)
+
+
+def test_icc_of_known_heterogeneity():
+  rng = np.random.default_rng(0)
+  a, b = 3.0, 3.0
+  groups = np.repeat(np.arange(2000), 20)
+  event = rng.random(groups.size) < np.repeat(rng.beta(a, b, 2000), 20)
+  np.testing.assert_allclose(audit._icc(event, groups), 1 / 7, atol=0.02)
+
+
+def test_compare_sees_each_kind_of_error():
+  reference = _facts()
+  same = audit.compare(reference, reference)
+  assert all(value == 0 for value in same.values())
+  other = _facts(click=0.7)
+  other["play_deciles"] = [2 * x for x in reference["play_deciles"]]
+  errors = audit.compare(other, reference)
+  np.testing.assert_allclose(errors["marginals_max_rel_error"], 0.4, atol=0.05)
+  np.testing.assert_allclose(errors["play_time_deciles_max_rel_error"], 1.0)
+
+
+def test_relative_gain_interval():
+  rng = np.random.default_rng(0)
+  covered = 0
+  for _ in range(200):
+    base = 10 + rng.standard_normal(400)
+    better = 1.02 * base + 0.5 * rng.standard_normal(400)
+    gain = oracle.relative_gain(better, base)
+    covered += gain.low < 2.0 < gain.high
+  assert 180 < covered <= 199
+
+
+@pytest.fixture(scope="module")
+def few(small_world):
+  return audit.small_population(small_world, 64)
+
+
+def test_search_finds_a_gain(few):
+  table = session.expected_rewards(few)
+  start = oracle.start_policy(
+    few, session.observe, jnp.zeros(10), 2.0, blind=True
+  )
+  found = oracle.optimise(
+    jax.random.key(0),
+    few,
+    table,
+    start,
+    Search(10, 256, learning_rate=0.1),
+    8,
+    session.observe,
+  )
+  # A blind policy has learnt one action and nothing of the observation.
+  assert not np.any(np.asarray(found.weights[:, 1:]))
+
+  def value(policy):
+    returns = session.session_returns(
+      jax.random.key(9), few, table, oracle.linear_act, policy, 1024, 8
+    )
+    return np.asarray(returns.expected).sum(axis=1)
+
+  assert oracle.relative_gain(value(found), value(start)).low > 0
+
+
+def test_boxed_policy_stays_in_its_box(few):
+  center = jnp.full(10, 0.9)
+  policy = oracle.start_policy(few, session.observe, center, 0.15, blind=False)
+  policy = policy._replace(weights=policy.weights + 1.0)
+  observation = jnp.linspace(-5, 5, len(few.observation_names))
+  decision = oracle.linear_act(policy, observation, jax.random.key(0))
+  np.testing.assert_allclose(decision.action, 1.0)
+
+
+def test_start_policy_compiles_once_per_view(small_world):
+  traces = []
+
+  def look(world, state):
+    traces.append(None)
+    return session.observe(world, state)
+
+  for number, other in enumerate((small_world, small_world.replace())):
+    other = other.replace(group_weights=other.group_weights * (1.0 + number))
+    action = jnp.full(10, 0.1 * number, jnp.float32)
+    policy = oracle.start_policy(other, look, action, 0.15, number == 1)
+    np.testing.assert_allclose(policy.weights[:, 0], action)
+  assert len(traces) == 1
+
+
+def test_probe_errors_take_sessions_as_units(few):
+  """Of 260 slopes next to none is far from 0 after so few sessions.
+
+  With rows as units about 20 are: those of a session share their deviation.
+  """
+  center = jnp.zeros(10)
+  scaling = oracle.start_policy(few, session.observe, center, 0.15, False)
+  effort = audit.PRESETS["smoke"]._replace(probe_sessions=2048, max_requests=12)
+  probe, figures = audit.linear_probe(few, center, scaling, effort)
+  assert figures["rows"] > 4 * 2048
+  assert figures["coefficients"] == probe.weights.size == 260
+  assert figures["beyond_3_sigma"] <= 6
+
+
+def test_embedded_reference_has_what_the_audit_needs():
+  reference = audit.load_reference()
+  assert set(reference["rates"]) == set(BEHAVIOURS) - {"play_seconds"}
+  assert len(reference["play_deciles"]) == 9
+
+
+@pytest.mark.parametrize("key", ["marginals", "deciles", "lift"])
+def test_default_slates_look_like_the_log(small_world, key):
+  """The small world; the base world's figures are in BUILD_NOTES.md."""
+  facts = audit.shown_under_defaults(small_world, 2048, 8)
+  errors = audit.compare(facts, audit.load_reference())
+  limit = {"marginals": 0.10, "deciles": 0.15, "lift": 0.35}[key]
+  (value,) = (v for name, v in errors.items() if key in name)
+  assert value < limit

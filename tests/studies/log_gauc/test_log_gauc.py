@@ -1,0 +1,331 @@
+"""From a log folder, a fitted world and a run's folder to the table."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import kuairand_files
+import numpy as np
+import pytest
+
+from mtf_jax.data import kuairand
+from mtf_jax.evaluation import mtf_gauc
+from mtf_jax.fitting import kuairand_world
+from mtf_jax.kernels import fusion
+from mtf_jax.studies.log_gauc import held_out
+from mtf_jax.studies.progressive import finished
+from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.worlds import io as world_io
+from mtf_jax.worlds import session
+from mtf_jax.worlds.world import fingerprint
+from tests.tiny_run import TINY
+
+_TEST_FROM = 20220429
+_LEAVING = "satisfaction_floor"
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+  """A log folder and the world of 100 of its 120 users."""
+  folder = tmp_path_factory.mktemp("kuairand")
+  kuairand_files.write_folder(
+    folder, num_users=120, num_items=100, num_rows=2400
+  )
+  fit = kuairand_world.fit_world(
+    folder,
+    test_from=_TEST_FROM,
+    num_users=100,
+    pool_size=64,
+    num_candidates=20,
+    slate_size=4,
+    seed=0,
+  )
+  return folder, fit.world
+
+
+@pytest.fixture(scope="module")
+def rows(fitted):
+  folder, world = fitted
+  return held_out.read(folder, world, test_from=_TEST_FROM, seed=0)
+
+
+def test_rows_are_the_logs_held_out_days(fitted, rows):
+  folder, _ = fitted
+  catalogue = kuairand.read_catalogue(folder)
+  log, _ = kuairand.read_log(folder, catalogue)
+  _, later = kuairand.split_days(log, _TEST_FROM)
+  shown = rows.impressions
+  np.testing.assert_array_equal(shown.user[shown.day], later.user)
+  np.testing.assert_array_equal(rows.date[shown.day], later.date)
+  np.testing.assert_array_equal(shown.label, later.play_seconds > 10)
+  assert rows.scores.shape == (len(later.user), 5)
+  assert np.all(rows.scores > 0)
+  interaction = later.like + later.comment + later.follow + later.forward > 0
+  expected = (
+    (later.play_seconds > 10)
+    + 0.02 * later.play_seconds
+    + 0.3 * (later.play_seconds >= later.duration)
+    + 2 * interaction
+  )
+  np.testing.assert_allclose(shown.reward, expected, rtol=1e-5)
+  last = rows.on(rows.date.max())
+  assert set(last.date) == {later.date.max()}
+  assert len(last.impressions.label) == np.sum(later.date == later.date.max())
+  np.testing.assert_array_equal(
+    last.impressions.user[last.impressions.day],
+    later.user[later.date == later.date.max()],
+  )
+
+
+def test_policies_see_what_the_world_shows_at_a_sessions_start(fitted, rows):
+  folder, world = fitted
+  catalogue = kuairand.read_catalogue(folder)
+  log, _ = kuairand.read_log(folder, catalogue)
+  count = np.bincount(log.user, minlength=120)
+  users = kuairand_world.most_active(count, 100)
+  assert not rows.in_world.all()
+  for day in np.flatnonzero(rows.in_world)[:5]:
+    (own,) = np.flatnonzero(users == rows.impressions.user[day])
+    first = np.flatnonzero(
+      (log.user == users[own]) & (log.date == rows.date[day])
+    )[0]
+    hour = (log.time_ms[first] / 3.6e6 + 8) % 24 / 24
+    state = session.reset(jax.random.key(5), world)._replace(
+      user=jnp.asarray(own, jnp.int32), hour=jnp.asarray(hour, jnp.float32)
+    )
+    np.testing.assert_allclose(
+      rows.observation[day], session.observe(world, state), atol=1e-4
+    )
+
+
+def test_an_action_fuses_alike_for_one_and_for_all(fitted, rows):
+  _, world = fitted
+  action = jnp.linspace(-0.5, 0.5, 10, dtype=jnp.float32)
+  found = held_out.policy_score(
+    rows, session.fixed_action, action, world.fusion_spec
+  )
+  weights = fusion.weights_from_action(action, world.fusion_spec)
+  np.testing.assert_allclose(
+    found, held_out.global_score(rows, weights), rtol=1e-5
+  )
+  with pytest.raises(ValueError, match="expected finite actions, found"):
+    held_out.policy_score(
+      rows, session.fixed_action, action * jnp.nan, world.fusion_spec
+    )
+  # Personal actions reach the impressions of their own day.
+  personal = jax.random.uniform(
+    jax.random.key(0), (len(rows.date), 10), minval=-1.0
+  )
+  day = rows.impressions.day
+  found = held_out.fuse(rows.scores, day, personal, world.fusion_spec)
+  for n in (0, len(day) // 2, len(day) - 1):
+    weights = fusion.weights_from_action(personal[day[n]], world.fusion_spec)
+    expected = fusion.fused_log_score(
+      jnp.asarray(rows.scores[n : n + 1]), weights
+    )
+    np.testing.assert_allclose(found[n], expected[0], rtol=1e-5)
+
+
+def test_chosen_weights_are_no_worse_where_they_were_chosen(fitted, rows):
+  _, world = fitted
+
+  def to_weights(point):
+    return fusion.weights_from_action(
+      point.astype(np.float32), world.fusion_spec
+    )
+
+  def value(weights):
+    score = held_out.global_score(rows, weights)
+    auc = mtf_gauc.day_auc(score, rows.impressions)
+    return mtf_gauc.mtf_gauc(auc, rows.impressions)
+
+  best = held_out.best_weights(
+    rows, to_weights, 10, population=12, iterations=3
+  )
+  assert value(best) > value(to_weights(np.zeros(10)))
+
+
+def test_another_ranker_or_day_than_the_fits_is_refused(fitted):
+  folder, world = fitted
+  with pytest.raises(ValueError, match="seed: expected the ranker that the"):
+    held_out.read(folder, world, test_from=_TEST_FROM, seed=1)
+  with pytest.raises(ValueError, match="test_from: expected the log and the"):
+    held_out.read(folder, world, test_from=_TEST_FROM - 1, seed=0)
+  with pytest.raises(ValueError, match="two held-out days or more, found 2022"):
+    held_out.read(folder, world, test_from=_TEST_FROM + 1, seed=0)
+
+
+_RAMP = np.linspace(-0.5, 0.5, 10, dtype=np.float32)
+_SEEDS = (3, 4)
+
+
+@pytest.fixture
+def run_dir(fitted, tmp_path):
+  """A run's folder; its policies answer a ramp and its opposite.
+
+  The ramp of seed 4 is half as steep.
+  """
+  _, world = fitted
+  folder = tmp_path / "run"
+  algorithm = progressive.make_algorithm(TINY.train, world)
+  plan = {
+    "seeds": _SEEDS,
+    "parallel_seeds": 2,
+    "leaving": [_LEAVING],
+    "critics": ["box"],
+    "config": TINY.to_json(),
+  }
+  record = {"worlds": [fingerprint(world)] * 2, "seeds": _SEEDS}
+  run = progressive.assemble(TINY, [world] * 2, _SEEDS, algorithm)
+  state = progressive.with_algorithm(run, TINY, algorithm).start
+  zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
+  state = state._replace(
+    actor_params={**state.actor_params, "network": zeros},
+    normalization=jax.tree.map(jnp.ones_like, state.normalization),
+  )
+  ramps = jnp.asarray(np.stack([_RAMP, _RAMP / 2]))
+  figures = [[{"round": n + 1}] * 2 for n in range(TINY.rounds)]
+  for name, actions in (
+    ("checkpoints", [0.9 * ramps, ramps]),
+    ("one_round", [-ramps]),
+  ):
+    checkpoints = Checkpoints(folder / f"{_LEAVING}_seed_3_4" / "box" / name)
+    for n, action in enumerate(actions, 1):
+      if name == "checkpoints":
+        of_name = {"rounds": figures[:n], "checks": None}
+      else:
+        of_name = {"one_round": {}}
+      checkpoints.save(
+        n, progressive.start_at(state, action), {**record, **of_name}
+      )
+    checkpoints.close()
+  (folder / "run.json").write_text(json.dumps(plan))
+  return folder
+
+
+def test_policies_come_from_the_runs_folder(fitted, run_dir):
+  _, world = fitted
+
+  def read(world):
+    return list(finished.read_policies(run_dir, world))
+
+  observation = jnp.zeros((len(world.observation_names),))
+  first, second = read(world.with_leaving("temper_budget"))
+  for found, seed, ramp in ((first, 3, _RAMP), (second, 4, _RAMP / 2)):
+    assert (found.seed, found.leaving, found.critic) == (seed, _LEAVING, "box")
+    np.testing.assert_allclose(found.es, ramp, rtol=1e-6)
+    for params, expected in (
+      (found.progressive, ramp),
+      (found.one_round, -ramp),
+    ):
+      decision = found.act(params, observation, jax.random.key(0))
+      np.testing.assert_allclose(decision.action, expected, rtol=1e-5)
+  other = world.replace(user_features=world.user_features + 1)
+  with pytest.raises(ValueError, match="expected world"):
+    read(other)
+  (run_dir / f"{_LEAVING}_seed_3_4" / "box" / "one_round").rename(
+    run_dir / "gone"
+  )
+  with pytest.raises(ValueError, match="one_round: expected checkpoints"):
+    read(world)
+  with pytest.raises(ValueError, match="expected a progressive run"):
+    next(finished.read_policies(run_dir / "gone", world))
+
+
+# Orbax closes its event loop while the storage layer still has callbacks.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_earlier_rounds_policy_is_not_taken_for_the_last(fitted, run_dir):
+  _, world = fitted
+  folder = run_dir / f"{_LEAVING}_seed_3_4" / "box" / "checkpoints"
+  largest = max(
+    (path for path in (folder / "2").rglob("*") if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
+  largest.write_bytes(largest.read_bytes()[:100])
+  with pytest.raises(ValueError, match="expected rounds 2, found 1") as raised:
+    list(finished.read_policies(run_dir, world))
+  assert str(folder) in str(raised.value)
+
+
+def test_another_groups_checkpoints_are_refused(fitted, run_dir):
+  _, world = fitted
+  path = run_dir / "run.json"
+  plan = json.loads(path.read_text())
+  path.write_text(json.dumps({**plan, "seeds": [4, 3]}))
+  (run_dir / f"{_LEAVING}_seed_3_4").rename(run_dir / f"{_LEAVING}_seed_4_3")
+  with pytest.raises(ValueError, match=r"seeds \[4, 3\], found \[3, 4\]"):
+    list(finished.read_policies(run_dir, world))
+
+
+def _launch(**flags):
+  # A process of its own: launchers share names of flags.
+  return subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "experiments.log_gauc",
+      *(f"--{name}={value}" for name, value in flags.items()),
+    ],
+    cwd=pathlib.Path(__file__).parents[3],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def test_what_cannot_be_written_or_read_is_refused_in_a_sentence(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("no world")
+  # Before the world is looked for.
+  done = _launch(world=tmp_path / "none", out=file / "out.json")
+  assert done.returncode != 0
+  assert f"--out: {file} cannot be written to (" in done.stdout + done.stderr
+  done = _launch(world=file, out=tmp_path / "new" / "out.json")
+  assert done.returncode != 0
+  printed = done.stdout + done.stderr
+  assert "--world: " in printed
+  assert "expected a world file" in printed
+  assert "Traceback" not in printed
+  assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
+  folder, world = fitted
+  world_io.save_world(tmp_path / "fitted.world", world)
+  done = _launch(
+    world=tmp_path / "fitted.world",
+    log_dir=folder,
+    run=run_dir,
+    out=tmp_path / "out.json",
+    test_from=_TEST_FROM,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "best powers chosen" in done.stdout
+  titles = [
+    line for line in done.stdout.splitlines() if "best weights chosen" in line
+  ]
+  chosen = f"best weights chosen on {_TEST_FROM}"
+  assert titles[0].endswith(chosen)
+  assert titles[1].endswith(f"{chosen} (one of these days)")
+  assert "fitted to all days" in done.stdout
+  assert [path.name for path in tmp_path.glob("*out.json*")] == ["out.json"]
+  result = json.loads((tmp_path / "out.json").read_text())
+  assert "fitted to all days" in result["note"]
+  assert result["fingerprint"] == fingerprint(world)
+  later, every = result["days"]
+  assert later["dates"] == every["dates"][1:]
+  judged = later["leaving"][_LEAVING]
+  assert judged["users_in_world"] <= judged["users"]
+  assert set(judged["mean"]) >= {"uniform powers", "ES"}
+  mean, runs = judged["mean"], judged["runs"]
+  for name in ("ES", "one round, critic box", "progressive, critic box"):
+    assert mean[name]["gauc"] == pytest.approx(
+      (runs["3"][name]["gauc"] + runs["4"][name]["gauc"]) / 2
+    )
+  # These progressive policies are their own ES.
+  assert mean["progressive, critic box"]["minus_base"] == 0
+  assert mean["one round, critic box"]["minus_base"] != 0

@@ -1,0 +1,388 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.data import session_log
+from mtf_jax.kernels.exploration import action_box
+from mtf_jax.studies.progressive import memory as progressive_memory
+from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.worlds import session
+from tests.small_world import small_world
+from tests.tiny_run import TINY, tiny_algorithm
+
+
+@pytest.fixture(scope="module")
+def world():
+  return small_world()
+
+
+@pytest.fixture(scope="module")
+def run(world):
+  return progressive.prepare(TINY, [world] * 2, [0, 1], tiny_algorithm())
+
+
+def _first(tree):
+  return progressive.lane(tree, 0)
+
+
+def _service(state, half_width=0.0):
+  return progressive.service(_first(state), half_width)
+
+
+def _collect(run, half_width=0.15):
+  return session.rollout(
+    jax.random.key(3),
+    _first(run.world),
+    run.algorithm.act,
+    _service(run.start, half_width),
+    TINY.sessions_per_round,
+    TINY.max_requests,
+  )
+
+
+def _without_seconds(figures):
+  return {name: x for name, x in figures.items() if name != "seconds"}
+
+
+def test_rows_carry_the_box_around_the_policy_in_service(run):
+  log = session.pack(_collect(run))
+  session_log.validate(log)
+  policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
+    _first(run.start), jnp.asarray(log.observation)
+  )
+  box = jax.vmap(action_box)(policy)
+  np.testing.assert_allclose(log.box.lower, box.lower, atol=1e-6)
+  np.testing.assert_allclose(log.box.upper, box.upper, atol=1e-6)
+  served = ~log.bootstrap_only
+  np.testing.assert_allclose(
+    log.log_prob[served],
+    -np.sum(np.log(log.box.upper - log.box.lower), axis=1)[served],
+    rtol=1e-5,
+  )
+  deviation = (log.action - np.asarray(policy))[served]
+  assert 0.1 < np.abs(deviation).max() <= 0.15 + 1e-6
+
+
+def test_not_exploring_serves_the_policy_itself(run):
+  log = session.pack(_collect(run, half_width=0.0))
+  served = ~log.bootstrap_only
+  policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
+    _first(run.start), jnp.asarray(log.observation)
+  )
+  np.testing.assert_allclose(
+    log.action[served], np.asarray(policy)[served], atol=1e-6
+  )
+
+
+def test_device_rows_are_the_packed_log(run):
+  rows = _collect(run)
+  flat = progressive.flat_rows(rows)
+  # Two seeds and room to spare, the second half of it filled.
+  part = progressive.stack([flat, jax.tree.map(lambda x: x[::-1], flat)])
+  first = jnp.asarray(part.terminal.shape[1], jnp.int32)
+  whole = progressive.put_rows(progressive.empty_rows(part, 2), part, first)
+  device = _first(progressive.as_dataset(whole))
+  log = session.pack(rows)
+  cut = np.append(log.bootstrap_only[1:], False)
+  assert cut.any() and log.terminal.any()
+  # A session ends at the cut.
+  log = log._replace(terminal=log.terminal | cut)
+  packed = session_log.device_dataset(log)
+  assert int(device.num_transitions) == int(packed.num_transitions)
+
+  def transitions(dataset):
+    count = int(dataset.num_transitions)
+    row = np.asarray(dataset.start_row[:count])
+    terminal = np.asarray(dataset.discount)[row] == 0
+    following = np.asarray(dataset.next_row)[row]
+    upper = np.asarray(dataset.box.upper)
+    return (
+      np.asarray(dataset.observation)[row],
+      np.asarray(dataset.action)[row],
+      np.asarray(dataset.reward)[row],
+      upper[row],
+      terminal,
+      np.asarray(dataset.observation)[following][~terminal],
+      upper[following][~terminal],
+    )
+
+  for ours, theirs in zip(
+    transitions(device), transitions(packed), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_actor_starts_at_es_and_has_the_full_range(run):
+  start = run.es[0]
+  es = progressive.es_service(run)
+  service = _service(run.start._replace(actor_params=es.actor_params))
+  assert np.any(np.abs(start) > 0.01)
+  for n in range(3):
+    mean, scale = _first(run.start.normalization)
+    observation = mean + scale * jax.random.normal(
+      jax.random.key(n), mean.shape
+    )
+    decision = run.algorithm.act(service, observation, jax.random.key(n))
+    np.testing.assert_allclose(decision.action, start, atol=1e-7)
+    np.testing.assert_allclose(
+      run.algorithm.learner.act(_first(run.start), observation),
+      start,
+      atol=0.05,
+    )
+
+
+def test_judging_pairs_users_and_keeps_the_reward(run):
+  key = jax.random.key(9)
+
+  judging, table, world = map(_first, (run.judging, run.table, run.world))
+
+  def judge(params):
+    return progressive.judge(
+      key, judging, table, run.algorithm.act, params, 96, 6
+    )
+
+  service = _service(run.start)
+  policy = judge(service)
+  other = judge(_service(run.start, 0.15))
+  np.testing.assert_array_equal(policy.user, other.user)
+  assert not np.array_equal(policy.reward, other.reward)
+  jax.tree.map(np.testing.assert_array_equal, policy, judge(service))
+  assert set(np.asarray(policy.user)) <= set(np.asarray(world.population))
+  returns = session.session_returns(
+    key,
+    world,
+    session.expected_rewards(world),
+    run.algorithm.act,
+    service,
+    96,
+    6,
+  )
+  np.testing.assert_allclose(
+    policy.reward, np.asarray(returns.expected).sum(axis=1), rtol=1e-4
+  )
+  np.testing.assert_allclose(policy.requests, returns.requests, rtol=1e-5)
+  # The first group is watching time, a unit for 30 s.
+  np.testing.assert_allclose(
+    policy.outcome[:, 1] / 30, np.asarray(returns.expected)[:, 0], rtol=1e-4
+  )
+
+
+def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
+  def judge(half_width, held):
+    judging, table = map(_first, (run.judging, run.table))
+    params = _service(run.start, half_width)
+    act = run.algorithm.act
+    key = jax.random.key(9)
+    return progressive.judge(
+      key, judging, table, act, params, 96, 6, held=jnp.asarray(held)
+    )
+
+  np.testing.assert_array_equal(
+    judge(0.0, True).reward, judge(0.0, False).reward
+  )
+  held, anew = judge(0.15, True), judge(0.15, False)
+  assert not np.array_equal(held.reward, anew.reward)
+  # The first request has the same draw either way.
+  once = np.asarray(held.requests) == 1
+  np.testing.assert_array_equal(held.reward[once], anew.reward[once])
+
+
+@pytest.mark.parametrize("exploration", progressive.EXPLORATIONS)
+def test_rounds_log_the_exploration_that_is_asked_for(run, exploration):
+  config = dataclasses.replace(TINY, exploration=exploration)
+  split = jax.vmap(jax.random.split)(run.keys["round"])
+  rows = progressive._collect(
+    run._replace(config=config), split[:, 0], run.start
+  )
+  dataset = _first(rows)
+  first = np.asarray(dataset.start_row[: int(dataset.num_transitions)])
+  box = jax.tree.map(np.asarray, dataset.box)
+  width = np.maximum(box.upper - box.lower, 1e-6)
+  place = (np.asarray(dataset.action) - box.lower) / width
+  pairs = first[:-1][np.diff(first) == 1]
+  same_session = pairs[pairs % (TINY.max_requests + 1) < TINY.max_requests]
+  assert same_session.size > 50
+  change = np.abs(place[same_session + 1] - place[same_session]).max(axis=1)
+  if exploration == "session":
+    np.testing.assert_allclose(change, 0, atol=1e-4)
+  else:
+    assert np.median(change) > 0.2
+
+
+def test_interval_counts_users_not_sessions():
+  rng = np.random.default_rng(0)
+  base = rng.gamma(4.0, size=400)
+  policy = base * (1.02 + 0.1 * rng.standard_normal(400))
+  user = np.arange(400)
+  once = progressive.compare(policy, base, user)
+  thrice = progressive.compare(*(np.repeat(x, 3) for x in (policy, base, user)))
+  np.testing.assert_allclose(once.gain, thrice.gain, rtol=1e-9)
+  np.testing.assert_allclose(once.ci95, thrice.ci95, rtol=1e-9)
+  assert once.ci95[0] < 2.0 < once.ci95[1]
+  half_width = (once.ci95[1] - once.ci95[0]) / 2
+  assert 0.5 < half_width < 2.0
+  # At the edge of its interval a gain has p = 0.05.
+  edge = progressive.compare(
+    policy - base.mean() * once.ci95[0] / 100, base, user
+  )
+  assert edge.p_value == pytest.approx(0.05, abs=0.01)
+  same = progressive.compare(base, base, user)
+  assert same.gain == 0 and same.p_value == 1
+
+
+def test_a_seed_has_its_figures_alone_and_beside_others(run, world):
+  """To 1e-3: contractions are batched anew."""
+  assert not np.allclose(run.es[0], run.es[1])
+  state, figures = progressive.play_round(run, run.start, 0)
+  alone = progressive.prepare(TINY, [world], [1], run.algorithm)
+  np.testing.assert_array_equal(
+    alone.world.population[0], run.world.population[1]
+  )
+  np.testing.assert_array_equal(alone.base.user[0], run.base.user[1])
+  np.testing.assert_allclose(alone.es[0], run.es[1], atol=1e-3)
+  alone_state, (alone_figures,) = progressive.play_round(alone, alone.start, 0)
+  assert alone_figures["rows"] == figures[1]["rows"]
+  assert figures[0]["rows"] != figures[1]["rows"]
+  for name in ("reward_gain_pct", "hate_rate", "drift", "exploration_cost_pct"):
+    np.testing.assert_allclose(
+      alone_figures[name], figures[1][name], rtol=1e-2, atol=1e-3
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a[0], b[1], rtol=1e-2, atol=1e-3),
+    alone_state.actor_params,
+    state.actor_params,
+  )
+
+
+def test_rounds_repeat_and_move_the_policy(run, world):
+  state, figures = progressive.play_round(run, run.start, 0)
+  for of_seed in figures:
+    assert of_seed["rows"] > TINY.sessions_per_round
+    assert max(of_seed["drift"]) > 1e-3
+    assert 0 <= of_seed["outside_share"] <= 1
+    histogram = np.array(of_seed["drift_histogram"])
+    np.testing.assert_allclose(histogram.sum(axis=1), 1, rtol=1e-5)
+    low, high = of_seed["reward_gain_ci95"]
+    assert low < of_seed["reward_gain_pct"] < high
+  again = progressive.prepare(TINY, [world] * 2, [0, 1], run.algorithm)
+  same_state, same = progressive.play_round(again, again.start, 0)
+  for ours, theirs in zip(same, figures, strict=True):
+    assert _without_seconds(ours) == _without_seconds(theirs)
+  jax.tree.map(np.testing.assert_array_equal, same_state, state)
+  _, following = progressive.play_round(run, state, 1)
+  for ours, theirs in zip(following, figures, strict=True):
+    assert ours["reward_gain_pct"] != theirs["reward_gain_pct"]
+    # ES stays what policies are held against.
+    assert ours["hate_rate_base"] == theirs["hate_rate_base"]
+
+
+def test_sessions_are_collected_in_parts(run):
+  whole = progressive._collect(run, run.keys["round"], run.start)
+  config = dataclasses.replace(TINY, collect_parts=2)
+  parts = progressive._collect(
+    run._replace(config=config), run.keys["round"], run.start
+  )
+  assert parts.observation.shape == whole.observation.shape
+  for dataset in (whole, parts):
+    count = np.asarray(dataset.num_transitions)
+    assert np.all(count > TINY.sessions_per_round)
+    # Half of the room is for the second round.
+    assert np.all(dataset.start_row < dataset.discount.shape[1] // 2)
+  assert not np.array_equal(whole.action, parts.action)
+
+
+def test_one_round_and_headroom_have_their_figures(run):
+  state, once = progressive.play_once(run)
+  # Sessions of up to 8 requests instead of 6: another figure, and not far off.
+  for cut, uncut in zip(
+    once, progressive.uncut_figures(run, state), strict=True
+  ):
+    assert uncut["reward_gain_pct"] != cut["reward_gain_pct"]
+    assert abs(uncut["reward_gain_pct"] - cut["reward_gain_pct"]) < 10
+  assert state.actor_params["start"].shape == run.es.shape
+  assert all(np.isfinite(figures["reward_gain_pct"]) for figures in once)
+  for bound in progressive.headroom_figures(run):
+    low, high = bound["headroom_ci95"]
+    assert low < bound["headroom_pct"] < high
+
+
+def test_es_goes_on_with_the_budget_of_the_rounds(run):
+  longer = progressive.longer_es(run)
+  assert longer.sessions == TINY.rounds * TINY.sessions_per_round
+  assert np.all(np.abs(longer.action) <= 0.95)
+  assert not np.any(np.all(longer.action == run.es, axis=1))
+  np.testing.assert_array_equal(longer.judged.user, run.base.user)
+
+
+def test_a_seed_that_fails_is_named(run):
+  coefficients = run.start.coefficients
+  shift = coefficients.reward_shift.at[1].set(np.nan)
+  start = run.start._replace(
+    coefficients=coefficients._replace(reward_shift=shift)
+  )
+  with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
+    progressive.play_round(run, start, 0)
+
+
+def test_unknown_exploration_is_refused():
+  with pytest.raises(ValueError, match="exploration: expected one of session"):
+    dataclasses.replace(TINY, exploration="gaussian")
+
+
+def test_a_rival_is_trained_as_it_was_tuned():
+  own = {"num_steps": 3, "coefficients": {"critic_learning_rate": 0.5}}
+  config = dataclasses.replace(TINY, rivals={"mlp": own})
+  assert config.with_critic("box").train == TINY.train
+  found = config.with_critic("mlp").train
+  assert (found.critic, found.num_steps) == ("mlp", 3)
+  assert found.coefficients == {
+    **TINY.train.coefficients,
+    "critic_learning_rate": 0.5,
+  }
+  assert found.hidden_sizes == TINY.train.hidden_sizes
+  assert config.to_json()["rivals"] == {"mlp": own}
+  with pytest.raises(ValueError, match="critic: expected one of"):
+    dataclasses.replace(TINY, rivals={"plain": {}})
+  with pytest.raises(ValueError, match="coefficients: expected fields"):
+    dataclasses.replace(TINY, rivals={"mlp": {"coefficients": {"speed": 1.0}}})
+
+
+def test_empty_counts_are_refused():
+  with pytest.raises(ValueError, match="rounds: expected 1 or more, found 0"):
+    dataclasses.replace(TINY, rounds=0)
+  with pytest.raises(ValueError, match="check_continuations: expected 2"):
+    dataclasses.replace(TINY, check_continuations=1)
+  with pytest.raises(ValueError, match="expected a multiple of collect_parts"):
+    dataclasses.replace(TINY, collect_parts=3)
+
+
+def test_memory_of_a_run_is_read_from_its_compiled_programs(run):
+  result = progressive_memory.measure(run)
+  # Two seeds, two rounds of 64 sessions of 6 requests and a row more.
+  rows = 2 * 2 * 64 * 7
+  features, actions, groups = run.normalization.mean.shape[1], 10, 2
+  row = 4 * (features + 3 * actions + groups)
+  put, chunk = (result["programs"][n] for n in ("put_rows", "update_chunk"))
+  # Written in place. Two flags here; in the dataset a discount and two indices.
+  assert put["alias_bytes"] == rows * (row + 2)
+  assert put["output_bytes"] - put["alias_bytes"] < 1024
+  assert chunk["argument_bytes"] >= rows * (row + 12)
+  assert result["resident_bytes"]["rows"] == rows * (row + 12) + 2 * 4
+  assert result["resident_bytes"]["row_flags"] == rows * 2
+  search, table, drift = (
+    result["programs"][n] for n in ("search", "expected_rewards", "drift")
+  )
+  assert table["output_bytes"] >= result["resident_bytes"]["reward_table"]
+  assert search["argument_bytes"] >= result["resident_bytes"]["reward_table"]
+  # Reads the actor of two states, and of the rows observation, box and start.
+  assert drift["argument_bytes"] >= rows * 4 * (features + 2 * actions)
+  fresh = max(
+    x["output_bytes"] - x["alias_bytes"] + x["temp_bytes"]
+    for x in result["programs"].values()
+  )
+  assert result["peak_bytes_of_these"] == fresh + sum(
+    result["resident_bytes"].values()
+  )

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from mtf_jax.studies.progressive import report as progressive_report
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 31, 32])
+def test_mean_interval_is_student_s(count):
+  values = np.random.default_rng(count).normal(2.0, 1.0, count)
+  expected = scipy.stats.t.interval(
+    0.95, count - 1, values.mean(), scipy.stats.sem(values)
+  )
+  found = progressive_report.mean_interval(values.tolist())
+  # Beyond 30 degrees of freedom the normal quantile is 4% too narrow at most.
+  rtol = 1e-3 if count < 32 else 5e-2
+  np.testing.assert_allclose(found, expected, rtol=rtol)
+
+
+def _figures(gain, headroom=0.5):
+  return {
+    "reward_gain_pct": gain,
+    "reward_gain_ci95": [gain - 1, gain + 1],
+    "one_round_gain_pct": gain / 2,
+    "over_one_round_pct": gain / 3,
+    "longer_es_gain_pct": gain / 4,
+    "over_longer_es_pct": gain / 5,
+    "uvc_gain_pct": 0.0,
+    "udt_gain_pct": 0.0,
+    "session_length_gain_pct": 0.0,
+    "exploration_cost_pct": 0.1,
+    "headroom_reached": headroom,
+  }
+
+
+def test_overview_counts_the_seeds_that_gain():
+  table = progressive_report.overview_table(
+    {
+      ("floor", "box"): {n: _figures(g) for n, g in enumerate((0.5, 2, 3))},
+      ("budget", "box"): {
+        n: _figures(g, None) for n, g in enumerate((4, 4, 4))
+      },
+    }
+  )
+  assert list(table.header) == ["seed", "floor", "budget"]
+  rows = {row[0]: list(row[1:]) for row in table.rows}
+  assert rows["0"] == ["+0.50 [-0.50, +1.50]", "+4.00 [+3.00, +5.00]"]
+  assert rows["interval above 0"] == ["2 of 3", "3 of 3"]
+  assert rows["mean [95% over seeds]"][1] == "+4.00 [+4.00, +4.00]"
+  assert rows["one round, as much data"] == ["+0.92", "+2.00"]
+  assert rows["last over one round"] == ["+0.61", "+1.33"]
+  assert rows["ES, as many sessions more"] == ["+0.46", "+1.00"]
+  assert rows["last over that ES"] == ["+0.37", "+0.80"]
+  assert rows["headroom reached"] == ["50%", "none"]
+
+
+def test_one_seed_has_no_interval_over_seeds():
+  table = progressive_report.overview_table(
+    {("floor", "box"): {3: _figures(1)}}
+  )
+  labels = [row[0] for row in table.rows]
+  assert labels[0] == "3" and "mean [95% over seeds]" not in labels
