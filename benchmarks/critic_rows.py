@@ -17,7 +17,7 @@ from absl import app
 
 from benchmarks import harness
 from mtf_jax import networks
-from mtf_jax.data import session_log
+from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.integrated_rl import (
   Coefficients,
@@ -105,12 +105,12 @@ def alignment(
     with respect to epsilon, at the box's centre, and `g(s)`.
   """
   log = make_log(problem, num_rows, seed)
-  dataset = session_log.device_dataset(log)
+  dataset = transitions.device_dataset(log)
   critic = _BUILD[kind](1, 2, hidden_sizes)
   # The actor takes no part: sessions of one request do not bootstrap.
   actor = networks.mlp_actor(problem.components, (8,))
   learner = integrated_rl(actor, critic)
-  batch = session_log.sample_transitions(jax.random.key(0), dataset, 1)
+  batch = transitions.sample_transitions(jax.random.key(0), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   normalization = normalization_from(dataset)
   coefficients = Coefficients(critic_learning_rate=1e-3)

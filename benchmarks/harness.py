@@ -209,6 +209,6 @@ def write_json(path: str | os.PathLike[str], result: Any) -> None:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A Markdown table, for the terminal and for BUILD_NOTES.md alike."""
+  """A Markdown table, for the terminal and for docs/results alike."""
   lines = [header, ["---"] * len(header), *rows]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -23,7 +23,7 @@ from absl import app, flags
 
 from benchmarks import harness
 from mtf_jax import networks
-from mtf_jax.data import session_log
+from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.integrated_rl import integrated_rl, normalization_from
 from mtf_jax.training import loop
@@ -59,7 +59,7 @@ class Workload(NamedTuple):
     )
 
 
-def make_dataset() -> session_log.TransitionDataset:
+def make_dataset() -> transitions.TransitionDataset:
   """Random sessions of 16 requests."""
   rng = np.random.default_rng(0)
   centre = rng.uniform(-0.5, 0.5, (_ROWS, _A)).astype(np.float32)
@@ -79,7 +79,7 @@ def make_dataset() -> session_log.TransitionDataset:
     step=step,
   )
   session_log.validate(log)
-  return session_log.device_dataset(log)
+  return transitions.device_dataset(log)
 
 
 def flops(workload: Workload) -> int:
@@ -112,7 +112,7 @@ def _critic(workload: Workload) -> networks.Critic:
 
 
 def _start(workload, learner, dataset):
-  batch = session_log.sample_transitions(jax.random.key(0), dataset, 1)
+  batch = transitions.sample_transitions(jax.random.key(0), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   normalization = normalization_from(dataset)
 
@@ -157,7 +157,7 @@ def _parts(workload: Workload, dataset) -> dict[str, float]:
   critic, actor = _critic(workload), networks.mlp_actor(_A)
   learner = integrated_rl(actor, critic)
   state = _start(workload._replace(seeds=1), learner, dataset).learner
-  batch = session_log.sample_transitions(
+  batch = transitions.sample_transitions(
     jax.random.key(2), dataset, workload.batch_size
   )
   q_params, observation = state.critic_params, batch.observation_tm1
@@ -215,7 +215,7 @@ def _parts(workload: Workload, dataset) -> dict[str, float]:
 
 def measure(
   workload: Workload,
-  dataset: session_log.TransitionDataset,
+  dataset: transitions.TransitionDataset,
   matmul_flops_per_s: float,
   *,
   with_parts: bool = False,

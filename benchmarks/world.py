@@ -26,10 +26,12 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks import harness
+from mtf_jax import policies
 from mtf_jax.fitting import synthetic
 from mtf_jax.kernels import fusion
-from mtf_jax.worlds import noise, session
+from mtf_jax.worlds import env, noise
 from mtf_jax.worlds import response as response_lib
+from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.scores import lookup_scores
 from mtf_jax.worlds.world import World
 
@@ -40,8 +42,8 @@ _REQUESTS = flags.DEFINE_integer("requests", 16, "Requests of a session.", 1)
 
 def _ours(world: World, key: jax.Array, num_sessions: int, requests: int):
   action = jnp.zeros((world.num_actions,), jnp.float32)
-  rows = session.rollout(
-    key, world, session.fixed_action, action, num_sessions, requests
+  rows = rollout_lib.rollout(
+    key, world, policies.fixed_action, action, num_sessions, requests
   )
   return rows.log.reward, rows.log.observation, rows.valid
 
@@ -57,7 +59,7 @@ def _straightforward(
   def one(key):
     def request(state, key):
       score_key, user_key, leave_key = jax.random.split(key, 3)
-      slots = session.candidate_slots(world, state)
+      slots = env.candidate_slots(world, state)
       offered = world.pool[state.user, slots].astype(jnp.int32)
       scores = lookup_scores(world.scores, state.user, slots)
       scores = scores * jnp.exp(
@@ -70,17 +72,17 @@ def _straightforward(
       )
       shown = order[: world.slate_size]
       items, feedback = offered[shown], feedback[shown]
-      following, result = session.respond(world, state, items, feedback)
+      following, result = env.respond(world, state, items, feedback)
       leaves = jax.random.uniform(leave_key) < result.leave_prob
       following = following._replace(active=state.active & ~leaves)
       return following, (
         jnp.where(state.active, result.reward, 0.0),
-        session.observe(world, state),
+        env.observe(world, state),
         state.active,
       )
 
     reset_key, key = jax.random.split(key)
-    start = session.reset(reset_key, world)
+    start = env.reset(reset_key, world)
     return jax.lax.scan(request, start, jax.random.split(key, requests))[1]
 
   return jax.vmap(one)(jax.random.split(key, num_sessions))
@@ -91,11 +93,11 @@ def _parts(
 ) -> dict[str, tuple[Callable, tuple]]:
   """One request of every session, part by part: name -> (function, arguments)."""
   keys = jax.random.split(jax.random.key(1), num_sessions)
-  state = jax.jit(jax.vmap(session.reset, in_axes=(0, None)))(keys, world)
+  state = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))(keys, world)
   action = jnp.zeros((world.num_actions,), jnp.float32)
   counter = jnp.arange(world.slate_size * response_lib.NUM_UNIFORMS)
   counter = counter.reshape(world.slate_size, -1).astype(jnp.int32)
-  slots = jax.vmap(session.candidate_slots, in_axes=(None, 0))(world, state)
+  slots = jax.vmap(env.candidate_slots, in_axes=(None, 0))(world, state)
   slate = slots[:, : world.slate_size]
 
   def numbers(state):
@@ -114,7 +116,7 @@ def _parts(
 
   def rank(world, state):
     def one(state):
-      slots = session.candidate_slots(world, state)
+      slots = env.candidate_slots(world, state)
       scores = lookup_scores(world.scores, state.user, slots)
       weights = fusion.weights_from_action(action, world.fusion_spec)
       fused = fusion.fused_log_score(scores, weights)
@@ -123,7 +125,7 @@ def _parts(
     return jax.vmap(one)(state)
 
   def policy(world, state):
-    observation = jax.vmap(session.observe, in_axes=(None, 0))(world, state)
+    observation = jax.vmap(env.observe, in_axes=(None, 0))(world, state)
     weights = jnp.ones((observation.shape[1], 64), jnp.float32)
     hidden = jnp.tanh(observation @ weights)
     return jnp.tanh(hidden @ jnp.ones((64, world.num_actions), jnp.float32))

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from mtf_jax import policies
 from mtf_jax.data import session_log
 from mtf_jax.fitting import synthetic
 from mtf_jax.worlds import io as world_io
-from mtf_jax.worlds import session
+from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World, fingerprint
 
@@ -73,15 +74,15 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   world = _world()
-  rows = session.rollout(
+  rows = rollout_lib.rollout(
     jax.random.key(_SEED.value),
     world,
-    session.explore_in_box,
+    policies.explore_in_box,
     _action(world.num_actions),
     _SESSIONS.value,
     _MAX_REQUESTS.value,
   )
-  log = session.pack(rows)
+  log = rollout_lib.pack(rows)
   world_fingerprint = fingerprint(world)
   pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
   session_log.save_sessions(_OUT.value, log, {"world": world_fingerprint})

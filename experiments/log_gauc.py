@@ -26,7 +26,6 @@ from mtf_jax.studies.progressive import finished
 from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.training.checkpoints import CheckpointError
 from mtf_jax.worlds import io as world_io
-from mtf_jax.worlds import session
 from mtf_jax.worlds.world import World, fingerprint
 
 _LOG_DIR = flags.DEFINE_string(
@@ -88,7 +87,7 @@ def _read_policies(run_dir: str, world: World) -> dict[str, Any]:
       of_leaving = policies.setdefault(found.leaving, {})
       of_leaving.setdefault(str(found.seed), {}).update(
         {
-          log_gauc.BASE: (session.fixed_action, found.es),
+          log_gauc.BASE: (policies.fixed_action, found.es),
           f"one round, critic {found.critic}": (found.act, found.one_round),
           f"progressive, critic {found.critic}": (found.act, found.progressive),
         }

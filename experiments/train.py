@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
-from mtf_jax.data import session_log
+from mtf_jax.data import session_log, transitions
 from mtf_jax.learners.integrated_rl import Coefficients, normalization_from
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
@@ -122,14 +122,14 @@ def main(argv: Sequence[str]) -> None:
     "world": metadata.get("world", ""),
     "round": _ROUND.value,
   }
-  dataset = session_log.over_steps(
-    session_log.device_dataset(log), config.num_steps, config.discount
+  dataset = transitions.n_step_transitions(
+    transitions.device_dataset(log), config.num_steps, config.discount
   )
   learner = make_learner(config, dataset)
   network_key, batch_key, example_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
-  example = session_log.sample_transitions(example_key, dataset, 1)
+  example = transitions.sample_transitions(example_key, dataset, 1)
   coefficients = {
     name: jax.numpy.asarray(value)
     for name, value in config.coefficients.items()

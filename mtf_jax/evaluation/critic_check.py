@@ -41,14 +41,12 @@ from mtf_jax.evaluation import bootstrap
 from mtf_jax.kernels.losses import ensemble_mean_std
 from mtf_jax.learners.integrated_rl import State
 from mtf_jax.networks import Critic
+from mtf_jax.policies import Act, Decision
 from mtf_jax.studies.progressive.report import Table
-from mtf_jax.worlds import session
-from mtf_jax.worlds.session import (
-  Act,
-  Decision,
-  ExpectedRewards,
-  SessionState,
-)
+from mtf_jax.worlds import env
+from mtf_jax.worlds import returns as returns_lib
+from mtf_jax.worlds.env import SessionState
+from mtf_jax.worlds.returns import ExpectedRewards
 from mtf_jax.worlds.world import World
 
 # States continued at once: bounds the memory.
@@ -66,7 +64,7 @@ class Effort(NamedTuple):
   sessions: sessions that the states are drawn from.
   max_requests: `T` of these sessions and of their continuations, as in the log:
     a cut session counts as ended there.
-  held: whether exploration is held over a session, see `session.rollout`.
+  held: whether exploration is held over a session, see `rollout.rollout`.
   """
 
   states: int = 2048
@@ -104,10 +102,10 @@ def _visited(
       key = policy_key
       if not effort.held:
         key = jax.random.fold_in(policy_key, state.step)
-      action = act(params, session.observe(world, state), key).action
-      return session.step(world, state, action)[0], (state, key)
+      action = act(params, env.observe(world, state), key).action
+      return env.step(world, state, action)[0], (state, key)
 
-    start = session.reset(world_key, world)
+    start = env.reset(world_key, world)
     return jax.lax.scan(request, start, length=effort.max_requests)[1]
 
   visited = jax.vmap(one)(
@@ -144,7 +142,7 @@ def compare(
   Args:
     rng_key: random number generator key, consumed.
     world: the world.
-    table: `session.expected_rewards` of the world, or of one that has its
+    table: `returns.expected_rewards` of the world, or of one that has its
       reward groups first.
     act: the policy, static.
     behaviour: its parameters in service when the rows were logged, exploring.
@@ -173,7 +171,7 @@ def compare(
   def one(inputs):
     visited, action_key, key = inputs
     policy_key, future_key = jax.random.split(key)
-    observation = session.observe(world, visited)
+    observation = env.observe(world, visited)
     decision = act(behaviour, observation, action_key)
     both = jnp.stack([decision.action, _mirrored(decision)])
     standard = (observation - mean) / scale
@@ -185,13 +183,13 @@ def compare(
       """The policy, or its deviation of before: the same draw, the same side."""
       mirror, hold = params
       own = act(target, observation, rng_key)
-      # The key is used again on purpose, as in `session.rollout`.
+      # The key is used again on purpose, as in `rollout.rollout`.
       held = act(holding, observation, action_key)
       side = jnp.where(mirror, _mirrored(held), held.action)
       return own._replace(action=jnp.where(hold, side, own.action))
 
     def true(mirror, hold, future):
-      value = session.action_value(
+      value = returns_lib.action_value(
         world,
         table,
         following,
@@ -205,7 +203,7 @@ def compare(
       reward = value.reward[:groups] + numbers.reward_shift * value.requests
       return jnp.sum(numbers.group_weights * reward)
 
-    futures = jax.vmap(session.redraw, in_axes=(0, None))(
+    futures = jax.vmap(env.redraw, in_axes=(0, None))(
       jax.random.split(future_key, effort.continuations), visited
     )
     either = jnp.array([False, True])

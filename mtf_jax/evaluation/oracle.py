@@ -22,8 +22,10 @@ import numpy as np
 import optax
 
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.worlds import session
-from mtf_jax.worlds.session import Decision, ExpectedRewards
+from mtf_jax.policies import Decision
+from mtf_jax.worlds import env
+from mtf_jax.worlds import returns as returns_lib
+from mtf_jax.worlds.returns import ExpectedRewards
 from mtf_jax.worlds.world import World
 
 
@@ -74,10 +76,10 @@ def _observed_moments(
 
   def one(key):
     def request(state, _):
-      following, _ = session.step(world, state, action)
+      following, _ = env.step(world, state, action)
       return following, (look(world, state), state.active)
 
-    start = session.reset(key, world)
+    start = env.reset(key, world)
     return jax.lax.scan(request, start, length=max_requests)[1]
 
   keys = jax.random.split(jax.random.key(20), num_sessions)
@@ -102,7 +104,7 @@ def start_policy(
 
   Args:
     world: the world.
-    look: `session.observe` or `session.privileged_observation`.
+    look: `env.observe` or `env.privileged_observation`.
     action: `[A]` where to start.
     half_width: how far each component may go from `action`; the valid range
       [-1, 1] holds as well.
@@ -162,7 +164,7 @@ def optimise(
   Args:
     rng_key: random number generator key, consumed.
     world: the world.
-    table: `session.expected_rewards(world)`.
+    table: `returns.expected_rewards(world)`.
     policy: where to start.
     search: effort, static.
     max_requests: requests of a session, static.
@@ -182,7 +184,7 @@ def optimise(
   optimiser = optax.adam(schedule, b1=0.8, b2=0.98)
 
   def gain(weights, world_key, policy_key):
-    returns = session.session_return(
+    returns = returns_lib.session_return(
       world,
       table,
       linear_act,

@@ -17,9 +17,9 @@ import numpy as np
 
 from mtf_jax.fitting.population import load_population
 from mtf_jax.kernels.fusion import FusionSpec
+from mtf_jax.worlds import env
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds import satisfaction as satisfaction_lib
-from mtf_jax.worlds import session
 from mtf_jax.worlds.leaving import LEAVING_MODELS, make_leaving
 from mtf_jax.worlds.response import BEHAVIOURS, INTERACTIONS, ResponseModel
 from mtf_jax.worlds.satisfaction import Satisfaction
@@ -277,11 +277,11 @@ def _default_slates(
   action = jnp.zeros((world.num_actions,), jnp.float32)
 
   def one(key, user):
-    state = session.reset(key, world)._replace(user=user)
+    state = env.reset(key, world)._replace(user=user)
 
     def request(state, _):
       # Leaving is undone: a marginal must not depend on the leaving model.
-      following, result = session.step(world, state, action)
+      following, result = env.step(world, state, action)
       following = following._replace(active=jnp.ones((), jnp.bool_))
       expected = response_lib.expected_responses(
         world.response, user, result.items

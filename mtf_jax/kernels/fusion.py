@@ -23,7 +23,7 @@ from mtf_jax.kernels import _checks
 SCORE_FLOOR = 1e-12
 
 # Up to this many candidates `rank_slate` walks down the order (`L` passes over
-# `C` scores), beyond it calls `lax.top_k`. BUILD_NOTES.md has the measurement.
+# `C` scores), beyond it calls `lax.top_k`. docs/results/kernels.md has the measurement.
 _WALK_UP_TO = 256
 
 

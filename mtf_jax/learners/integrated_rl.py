@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtf_jax.data.session_log import Transition, TransitionDataset
+from mtf_jax.data.transitions import Transition, TransitionDataset
 from mtf_jax.kernels.losses import (
   actor_loss,
   critic_loss,

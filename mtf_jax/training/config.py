@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mtf_jax import networks
-from mtf_jax.data.session_log import TransitionDataset
+from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.learners.integrated_rl import (
   Coefficients,
   Learner,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mtf_jax.data.session_log import TransitionDataset, sample_transitions
+from mtf_jax.data.transitions import TransitionDataset, sample_transitions
 from mtf_jax.learners.integrated_rl import Learner
 
 

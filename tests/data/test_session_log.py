@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax.data import session_log
+from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import ActionBox
 from tests.session_logs import log_of, random_log
 
@@ -114,9 +114,9 @@ def test_truncation_and_exit():
     bootstrap_only=np.array([False, False, False, True, False]),
   )
   session_log.validate(log)
-  dataset = session_log.device_dataset(log)
+  dataset = transitions.device_dataset(log)
   assert int(dataset.num_transitions) == 3
-  batch = session_log.sample_transitions(jax.random.key(0), dataset, 200)
+  batch = transitions.sample_transitions(jax.random.key(0), dataset, 200)
   start = np.asarray(batch.observation_tm1[:, 0])
   assert set(start) == {0.0, 1.0, 2.0}
   np.testing.assert_array_equal(batch.discount_t, start != 1)
@@ -128,8 +128,8 @@ def test_truncation_and_exit():
 
 def test_next_box_is_the_next_row():
   log = random_log()
-  dataset = session_log.device_dataset(log)
-  batch = session_log.sample_transitions(jax.random.key(1), dataset, 50)
+  dataset = transitions.device_dataset(log)
+  batch = transitions.sample_transitions(jax.random.key(1), dataset, 50)
   for index in range(50):
     row = int(
       np.flatnonzero(
@@ -149,8 +149,8 @@ def test_next_box_is_the_next_row():
 
 
 def test_every_transition_is_drawn_alike():
-  dataset = session_log.device_dataset(random_log(num_rows=40))
-  batch = session_log.sample_transitions(jax.random.key(2), dataset, 40_000)
+  dataset = transitions.device_dataset(random_log(num_rows=40))
+  batch = transitions.sample_transitions(jax.random.key(2), dataset, 40_000)
   _, counts = np.unique(batch.observation_tm1[:, 0], return_counts=True)
   assert counts.size == 40
   # 1,000 expected, standard deviation 31.
@@ -161,7 +161,7 @@ def test_a_log_without_transition_is_refused():
   log = random_log(session_length=1)
   log = log._replace(terminal=np.zeros(240, bool))
   with pytest.raises(ValueError, match="at least one transition"):
-    session_log.device_dataset(log)
+    transitions.device_dataset(log)
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -273,12 +273,14 @@ def _steps_by_hand(log, row, num_steps, discount):
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 20])
 def test_several_steps_are_those_of_a_plain_loop(num_steps):
   logs = [_mixed_log(seed) for seed in (0, 1)]
-  datasets = [session_log.device_dataset(log) for log in logs]
+  datasets = [transitions.device_dataset(log) for log in logs]
   both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *datasets)
-  found = jax.vmap(lambda d: session_log.over_steps(d, num_steps, 0.9))(both)
+  found = jax.vmap(lambda d: transitions.n_step_transitions(d, num_steps, 0.9))(
+    both
+  )
   for n, log in enumerate(logs):
     lane = jax.tree.map(lambda x, n=n: np.asarray(x[n]), found)
-    alone = session_log.over_steps(datasets[n], num_steps, 0.9)
+    alone = transitions.n_step_transitions(datasets[n], num_steps, 0.9)
     jax.tree.map(np.testing.assert_array_equal, alone, lane)
     if num_steps == 1:
       jax.tree.map(np.testing.assert_array_equal, alone, datasets[n])
@@ -303,7 +305,9 @@ def test_several_steps_are_those_of_a_plain_loop(num_steps):
 
 def test_steps_beyond_the_session_are_its_return():
   log = random_log(session_length=4)
-  dataset = session_log.over_steps(session_log.device_dataset(log), 9, 0.5)
+  dataset = transitions.n_step_transitions(
+    transitions.device_dataset(log), 9, 0.5
+  )
   reward = log.reward.reshape(-1, 4, log.reward.shape[1])
   returns = np.einsum("slg,l->sg", reward, 0.5 ** np.arange(4))
   np.testing.assert_allclose(dataset.reward[::4], returns, rtol=1e-5)
@@ -311,6 +315,6 @@ def test_steps_beyond_the_session_are_its_return():
 
 
 def test_no_steps_are_refused():
-  dataset = session_log.device_dataset(random_log())
+  dataset = transitions.device_dataset(random_log())
   with pytest.raises(ValueError, match="num_steps: expected 1 or more"):
-    session_log.over_steps(dataset, 0, 0.9)
+    transitions.n_step_transitions(dataset, 0, 0.9)

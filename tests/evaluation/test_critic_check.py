@@ -3,12 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax import policies
 from mtf_jax.evaluation import critic_check
 from mtf_jax.evaluation.critic_check import Compared, Effort
+from mtf_jax.kernels import exploration
 from mtf_jax.learners.integrated_rl import Coefficients, Normalization, State
 from mtf_jax.networks import Critic
 from mtf_jax.studies.progressive import report as progressive_report
-from mtf_jax.worlds import session
+from mtf_jax.worlds import env
+from mtf_jax.worlds import returns as returns_lib
 from tests.small_world import small_world
 
 _EFFORT = Effort(states=64, continuations=3, sessions=32, max_requests=3)
@@ -18,9 +21,9 @@ _ACTION = jnp.linspace(-0.3, 0.3, 10)
 def _act(params, observation, rng_key):
   """Answers 0 or explores around it; the half-width is the parameter."""
   del observation
-  box = session.action_box(jnp.zeros((10,)), -params, params)
-  action = session.sample_box(rng_key, box)
-  return session.Decision(action, box, session.box_log_prob(action, box))
+  box = exploration.action_box(jnp.zeros((10,)), -params, params)
+  action = exploration.sample_box(rng_key, box)
+  return policies.Decision(action, box, exploration.box_log_prob(action, box))
 
 
 def _state(world, **coefficients):
@@ -54,7 +57,7 @@ def known():
   slots, length = world.pool.shape[1], world.slate_size
   row = jnp.zeros((world.pool.shape[0],), jnp.int32)
   reward = jnp.asarray(worth)[:, None, None] / length / 2
-  table = session.ExpectedRewards(
+  table = returns_lib.ExpectedRewards(
     row.at[users].set(np.arange(len(users))),
     jnp.broadcast_to(reward, (len(users), slots, 2)),
   )
@@ -147,26 +150,26 @@ def test_deviations_are_made_once_or_held(known):
 def test_value_from_the_start_is_the_sessions_return():
   world = small_world()
   world = world.replace(population=world.population[:16])
-  table = session.expected_rewards(world)
+  table = returns_lib.expected_rewards(world)
   world_key, policy_key = jax.random.split(jax.random.key(3))
-  returns = jax.jit(session.session_return, static_argnums=(2, 4, 5))(
+  returns = jax.jit(returns_lib.session_return, static_argnums=(2, 4, 5))(
     world,
     table,
-    session.fixed_action,
+    policies.fixed_action,
     _ACTION,
     2,
-    session.observe,
+    env.observe,
     world_key,
     policy_key,
   )
-  action_value = jax.jit(session.action_value, static_argnums=(2, 7))
-  start = session.reset(world_key, world)
+  action_value = jax.jit(returns_lib.action_value, static_argnums=(2, 7))
+  start = env.reset(world_key, world)
 
   def value(first, discount, max_requests, state=start):
     return action_value(
       world,
       table,
-      session.fixed_action,
+      policies.fixed_action,
       _ACTION,
       state,
       first,
@@ -182,7 +185,7 @@ def test_value_from_the_start_is_the_sessions_return():
   # what it is worth alone, the others what they are worth to it.
   other = value(-_ACTION, 1.0, 1)
   np.testing.assert_allclose(other.requests, 1)
-  state, _ = session.step(world, start, -_ACTION)
+  state, _ = env.step(world, start, -_ACTION)
   # Cut after two requests, one is left.
   rest = value(_ACTION, 1.0, 2, state)
   np.testing.assert_allclose(rest.requests, 1)
@@ -199,8 +202,8 @@ def test_value_from_the_start_is_the_sessions_return():
 
 
 def test_redraw_changes_what_comes_and_nothing_else():
-  state = session.reset(jax.random.key(0), small_world())
-  other = session.redraw(jax.random.key(1), state)
+  state = env.reset(jax.random.key(0), small_world())
+  other = env.redraw(jax.random.key(1), state)
   changed = {"ring_start", "ring_stride", "noise_key"}
   for name, old, new in zip(state._fields, state, other, strict=True):
     same = jax.tree.map(np.array_equal, old, new)

@@ -4,10 +4,11 @@ import kuairand_files
 import numpy as np
 import pytest
 
+from mtf_jax import policies
 from mtf_jax.data import kuairand, session_log
 from mtf_jax.fitting import kuairand_world
 from mtf_jax.worlds import io as world_io
-from mtf_jax.worlds import session
+from mtf_jax.worlds import rollout as rollout_lib
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,10 @@ def test_fit_to_a_folder_and_sessions_from_its_file(folder, tmp_path):
   path = tmp_path / "fitted.world"
   world_io.save_world(path, fit.world)
   world = world_io.load_world(path)
-  rows = session.rollout(
-    jax.random.key(0), world, session.explore_in_box, jnp.zeros(10), 32, 6
+  rows = rollout_lib.rollout(
+    jax.random.key(0), world, policies.explore_in_box, jnp.zeros(10), 32, 6
   )
-  log = session.pack(rows)
+  log = rollout_lib.pack(rows)
   session_log.validate(log)
   assert log.observation.shape[1] == len(world.observation_names)
   # The kept users are those with the most impressions, and open sessions as

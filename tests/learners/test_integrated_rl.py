@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from mtf_jax import networks
-from mtf_jax.data.session_log import Transition
+from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.integrated_rl import (
   Coefficients,
@@ -443,7 +443,7 @@ def test_act_normalises_and_takes_one_observation():
 
 
 def test_normalization_leaves_constant_features_alone():
-  from mtf_jax.data.session_log import device_dataset
+  from mtf_jax.data.transitions import device_dataset
   from tests.session_logs import random_log
 
   log = random_log()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtf_jax import networks
-from mtf_jax.data import session_log
+from mtf_jax.data import session_log, transitions
 from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
 from mtf_jax.training import loop
 from tests.session_logs import log_of
@@ -52,9 +52,9 @@ def train(
   slope=None,
 ):
   session_log.validate(log)
-  dataset = session_log.device_dataset(log)
+  dataset = transitions.device_dataset(log)
   learner = _learner(actor, critic)
-  batch = session_log.sample_transitions(jax.random.key(9), dataset, 1)
+  batch = transitions.sample_transitions(jax.random.key(9), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   learner_state = learner.init(jax.random.key(0), example, coefficients)
   given = {"actor": action, "critic": slope}

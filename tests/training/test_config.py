@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from mtf_jax.data import session_log
+from mtf_jax.data import transitions
 from mtf_jax.training.config import PRESETS, TrainConfig, make_learner
 from tests.session_logs import random_log
 
@@ -43,6 +43,6 @@ def test_bad_configurations_are_refused(changes, message):
 
 
 def test_an_odd_action_has_no_task_groups():
-  dataset = session_log.device_dataset(random_log(components=3))
+  dataset = transitions.device_dataset(random_log(components=3))
   with pytest.raises(ValueError, match="even number of action components"):
     make_learner(TrainConfig(actor="ple"), dataset)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtf_jax import networks
-from mtf_jax.data import session_log
+from mtf_jax.data import transitions
 from mtf_jax.learners.integrated_rl import (
   Coefficients,
   integrated_rl,
@@ -22,7 +22,7 @@ _LEARNER = integrated_rl(
 
 
 def start(dataset, coefficients=None, seed=0, learner=_LEARNER):
-  batch = session_log.sample_transitions(jax.random.key(5), dataset, 1)
+  batch = transitions.sample_transitions(jax.random.key(5), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   network_key, batch_key = jax.random.split(jax.random.key(seed))
   state = learner.init(
@@ -33,7 +33,7 @@ def start(dataset, coefficients=None, seed=0, learner=_LEARNER):
 
 @pytest.fixture(scope="module")
 def dataset():
-  return session_log.device_dataset(random_log())
+  return transitions.device_dataset(random_log())
 
 
 def test_chunks_make_a_run(dataset):
@@ -56,7 +56,7 @@ def test_chunks_make_a_run(dataset):
   update = jax.jit(_LEARNER.update)
   for _ in range(30):
     rng_key, batch_key = jax.random.split(expected.rng_key)
-    batch = session_log.sample_transitions(batch_key, dataset, 16)
+    batch = transitions.sample_transitions(batch_key, dataset, 16)
     learner_state, metrics = update(expected.learner, batch)
     expected = expected._replace(learner=learner_state, rng_key=rng_key)
     losses.append(metrics.critic_loss)
@@ -110,11 +110,11 @@ def test_one_compilation_for_everything_that_is_a_number():
     return _LEARNER.update(state, batch)
 
   learner = _LEARNER._replace(update=update)
-  first = session_log.device_dataset(random_log(seed=1))
+  first = transitions.device_dataset(random_log(seed=1))
   # Of the same size but with fewer transitions.
   log = random_log(seed=2)
   log = log._replace(terminal=np.zeros_like(log.terminal))
-  second = session_log.device_dataset(log)
+  second = transitions.device_dataset(log)
   assert int(second.num_transitions) < int(first.num_transitions)
   options = {"batch_size": 8, "chunk_size": 100}
   loop.train(learner, start(first), first, 1000, **options)
@@ -131,7 +131,7 @@ def test_one_compilation_for_everything_that_is_a_number():
 def _poisoned(log, row):
   reward = np.array(log.reward)
   reward[row] = np.nan
-  return session_log.device_dataset(log._replace(reward=reward))
+  return transitions.device_dataset(log._replace(reward=reward))
 
 
 def test_training_stops_at_the_last_good_state():
@@ -146,7 +146,7 @@ def test_training_stops_at_the_last_good_state():
   assert 0 < error.step < 400
   assert int(error.state.step) == error.step
   # The same updates without the bad rows: equal up to the step named.
-  good = session_log.device_dataset(log)
+  good = transitions.device_dataset(log)
   expected = start(good)
   expected = loop.train(
     _LEARNER, expected, good, error.step, batch_size=4, chunk_size=100
@@ -166,7 +166,7 @@ def test_training_stops_at_the_last_good_state():
 def test_a_gradient_that_overflows_is_named():
   log = random_log(seed=3)
   huge = log._replace(reward=log.reward * np.float32(1e19))
-  dataset = session_log.device_dataset(huge)
+  dataset = transitions.device_dataset(huge)
   with pytest.raises(loop.NonFiniteError) as caught:
     loop.train(
       _LEARNER, start(dataset), dataset, 100, batch_size=4, chunk_size=50
@@ -225,7 +225,7 @@ def test_many_runs_equal_separate_runs(dataset):
 
 def test_every_run_draws_from_its_own_dataset():
   datasets = [
-    session_log.device_dataset(random_log(seed=seed)) for seed in (1, 2)
+    transitions.device_dataset(random_log(seed=seed)) for seed in (1, 2)
   ]
   options = {"batch_size": 16, "chunk_size": 10}
   stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))

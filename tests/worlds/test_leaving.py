@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax.worlds import leaving, session
+from mtf_jax import policies
+from mtf_jax.worlds import leaving
+from mtf_jax.worlds import rollout as rollout_lib
 
 _TAGS = jnp.array([1, 1, 2, 65], jnp.int32)
 
@@ -66,10 +68,10 @@ def test_unknown_name_is_refused():
 
 @pytest.mark.parametrize("name", leaving.LEAVING_MODELS)
 def test_default_mean_length_is_3_to_15_requests(small_world, name):
-  rows = session.rollout(
+  rows = rollout_lib.rollout(
     jax.random.key(1),
     small_world.with_leaving(name),
-    session.fixed_action,
+    policies.fixed_action,
     jnp.zeros(10),
     1024,
     30,

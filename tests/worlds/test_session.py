@@ -3,29 +3,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax import policies
 from mtf_jax.data import session_log
 from mtf_jax.kernels import fusion
-from mtf_jax.worlds import leaving, session
+from mtf_jax.worlds import env, leaving
+from mtf_jax.worlds import returns as returns_lib
+from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.scores import lookup_scores
 
 _NUM_SESSIONS = 64
 _MAX_REQUESTS = 10
 _ZERO = jnp.zeros(10)
 # One program for all tests: run operation by operation, each would compile.
-_reset, _step = jax.jit(session.reset), jax.jit(session.step)
+_reset, _step = jax.jit(env.reset), jax.jit(env.step)
 
 
-def _rollout(world, action=_ZERO, act=session.explore_in_box, seed=0):
-  return session.rollout(
+def _rollout(world, action=_ZERO, act=policies.explore_in_box, seed=0):
+  return rollout_lib.rollout(
     jax.random.key(seed), world, act, action, _NUM_SESSIONS, _MAX_REQUESTS
   )
 
 
 def _impressions(world, action, seed=0):
-  return session.impressions(
+  return rollout_lib.impressions(
     jax.random.key(seed),
     world,
-    session.fixed_action,
+    policies.fixed_action,
     action,
     _NUM_SESSIONS,
     _MAX_REQUESTS,
@@ -35,7 +38,7 @@ def _impressions(world, action, seed=0):
 @pytest.mark.parametrize("name", leaving.LEAVING_MODELS)
 def test_rollout_is_a_valid_log(small_world, name):
   rows = _rollout(small_world.with_leaving(name))
-  log = session.pack(rows)
+  log = rollout_lib.pack(rows)
   session_log.validate(log)
   assert log.observation.shape[1] == len(small_world.observation_names)
   assert len(np.unique(log.session_id)) == _NUM_SESSIONS
@@ -68,9 +71,9 @@ def test_ended_sessions_emit_nothing(small_world):
 
 
 def test_session_stepped_by_hand_equals_its_rows(small_world):
-  rows = _rollout(small_world, act=session.fixed_action)
-  world_keys, _ = session._session_keys(jax.random.key(0), _NUM_SESSIONS)
-  observe = jax.jit(session.observe)
+  rows = _rollout(small_world, act=policies.fixed_action)
+  world_keys, _ = rollout_lib.session_keys(jax.random.key(0), _NUM_SESSIONS)
+  observe = jax.jit(env.observe)
   number = int(np.argmax(rows.valid.sum(axis=1)))
   state = _reset(world_keys[number], small_world)
   for n in range(_MAX_REQUESTS):
@@ -92,7 +95,7 @@ def test_session_stepped_by_hand_equals_its_rows(small_world):
 
 def test_request_shows_the_best_candidates(small_world):
   state = _reset(jax.random.key(4), small_world)
-  slots = session.candidate_slots(small_world, state)
+  slots = env.candidate_slots(small_world, state)
   assert len(np.unique(slots)) == small_world.num_candidates
   action = jnp.linspace(-0.5, 0.5, 10)
   scores = np.asarray(lookup_scores(small_world.scores, state.user, slots))
@@ -128,7 +131,7 @@ def test_common_random_numbers(small_world):
 
 def test_exploration_does_not_move_the_world(small_world):
   explored = _rollout(small_world)
-  fixed = _rollout(small_world, act=session.fixed_action)
+  fixed = _rollout(small_world, act=policies.fixed_action)
   np.testing.assert_array_equal(
     explored.log.observation[:, 0], fixed.log.observation[:, 0]
   )
@@ -136,8 +139,8 @@ def test_exploration_does_not_move_the_world(small_world):
 
 @pytest.mark.parametrize("held", [True, False])
 def test_exploration_is_held_over_a_session(small_world, held):
-  rows = session.rollout(
-    *(jax.random.key(0), small_world, session.explore_in_box, _ZERO),
+  rows = rollout_lib.rollout(
+    *(jax.random.key(0), small_world, policies.explore_in_box, _ZERO),
     *(1024, 4, held),
   )
   log, box = rows.log, rows.log.box
@@ -158,10 +161,10 @@ def test_exploration_is_held_over_a_session(small_world, held):
   distance = np.abs(first - (np.arange(1024)[:, None] + 0.5) / 1024)
   assert distance.max() < 2.2 / 1024**0.5
   # Exploration moves neither the users nor the box around the policy.
-  fixed = _rollout(small_world, act=session.fixed_action)
+  fixed = _rollout(small_world, act=policies.fixed_action)
   count = _NUM_SESSIONS
-  again = session.rollout(
-    *(jax.random.key(0), small_world, session.explore_in_box, _ZERO),
+  again = rollout_lib.rollout(
+    *(jax.random.key(0), small_world, policies.explore_in_box, _ZERO),
     *(count, 10, held),
   )
   np.testing.assert_array_equal(
@@ -175,7 +178,7 @@ def test_pool_is_walked_without_repeats(small_world):
   requests = small_world.pool.shape[1] // small_world.num_candidates
   slots = jnp.concatenate(
     [
-      session.candidate_slots(
+      env.candidate_slots(
         small_world, state._replace(step=jnp.asarray(n, jnp.int32))
       )
       for n in range(requests)
@@ -189,7 +192,7 @@ def test_no_recompile_across_worlds_of_one_size(small_world):
 
   def act(params, observation, rng_key):
     traces.append(observation.shape)
-    return session.fixed_action(params, observation, rng_key)
+    return policies.fixed_action(params, observation, rng_key)
 
   _rollout(small_world, act=act)
   once = len(traces)
@@ -207,13 +210,13 @@ def test_no_recompile_across_worlds_of_one_size(small_world):
 
 def test_returns_agree_with_sampled_logs(small_world):
   few = small_world.replace(population=small_world.population[:64])
-  table = session.expected_rewards(few)
+  table = returns_lib.expected_rewards(few)
   num_sessions = 8192
-  returns = session.session_returns(
+  returns = returns_lib.session_returns(
     jax.random.key(5),
     few,
     table,
-    session.fixed_action,
+    policies.fixed_action,
     _ZERO,
     num_sessions,
     _MAX_REQUESTS,
@@ -225,10 +228,10 @@ def test_returns_agree_with_sampled_logs(small_world):
   error = difference.std() / np.sqrt(num_sessions)
   assert abs(difference.mean()) < 4 * error
   assert expected.std() < sampled.std()
-  rows = session.rollout(
+  rows = rollout_lib.rollout(
     jax.random.key(5),
     few,
-    session.fixed_action,
+    policies.fixed_action,
     _ZERO,
     num_sessions,
     _MAX_REQUESTS,
@@ -240,4 +243,4 @@ def test_returns_agree_with_sampled_logs(small_world):
 def test_wrong_action_is_refused(small_world):
   state = _reset(jax.random.key(0), small_world)
   with pytest.raises(ValueError, match="action"):
-    session.step(small_world, state, jnp.zeros(5))
+    env.step(small_world, state, jnp.zeros(5))

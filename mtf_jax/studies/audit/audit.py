@@ -18,13 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from mtf_jax import policies
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation.oracle import Gain, LinearPolicy, Search
+from mtf_jax.worlds import env
 from mtf_jax.worlds import response as response_lib
-from mtf_jax.worlds import session
+from mtf_jax.worlds import returns as returns_lib
+from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.response import BEHAVIOURS
-from mtf_jax.worlds.session import ExpectedRewards
+from mtf_jax.worlds.returns import ExpectedRewards
 from mtf_jax.worlds.world import TASKS, World, fingerprint
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
@@ -194,10 +197,10 @@ def shown_under_defaults(
   world: World, num_sessions: int, max_requests: int, seed: int = 1
 ) -> dict[str, Any]:
   """`describe` of what the default weights (action 0) show."""
-  shown = session.impressions(
+  shown = rollout_lib.impressions(
     jax.random.key(seed),
     world,
-    session.fixed_action,
+    policies.fixed_action,
     jnp.zeros((world.num_actions,), jnp.float32),
     num_sessions,
     max_requests,
@@ -262,7 +265,7 @@ def ranking_gain(
 def _totals(
   world, table, policy, effort, privileged=False, seed=11, sampled=False
 ):
-  returns = session.session_returns(
+  returns = returns_lib.session_returns(
     jax.random.key(seed),
     world,
     table,
@@ -330,18 +333,18 @@ def explained_share(
         action_key, (2, center.shape[0]), minval=-0.15, maxval=0.15
       )
       actions = jnp.clip(center[None, :] + offset, -1.0, 1.0)
-      user = session.reset(first, world).user
+      user = env.reset(first, world).user
       # Both noises meet the same user: the population of this session is one.
       alone = world.replace(population=user[None])
 
       def run(key, action):
-        returns = session.session_return(
+        returns = returns_lib.session_return(
           alone,
           table,
-          session.fixed_action,
+          policies.fixed_action,
           action,
           max_requests,
-          session.observe,
+          env.observe,
           key,
           key,
         )
@@ -395,10 +398,10 @@ def linear_probe(
   Returns:
     The probe's policy and the number of rows and of significant coefficients.
   """
-  rows = session.rollout(
+  rows = rollout_lib.rollout(
     jax.random.key(seed),
     world,
-    session.explore_in_box,
+    policies.explore_in_box,
     center,
     effort.probe_sessions,
     effort.max_requests,
@@ -468,14 +471,14 @@ def audit_leaving(
 
   Args:
     world: the world, its population cut to the table's.
-    table: `session.expected_rewards(world)`.
+    table: `returns.expected_rewards(world)`.
     effort: of the preset.
 
   Returns:
     The figures, ready for JSON.
   """
   zero = jnp.zeros((world.num_actions,), jnp.float32)
-  start = oracle.start_policy(world, session.observe, zero, 2.0, True)
+  start = oracle.start_policy(world, env.observe, zero, 2.0, True)
   best = oracle.optimise(
     jax.random.key(51),
     world,
@@ -483,7 +486,7 @@ def audit_leaving(
     start,
     effort.global_search,
     effort.max_requests,
-    session.observe,
+    env.observe,
   )
   center = best.weights[:, 0]
   base, length = _totals(world, table, _fixed(best, center), effort)
@@ -497,7 +500,7 @@ def audit_leaving(
     "best_global_action": np.asarray(center).tolist(),
     **_with_interval("global_gain_pct", oracle.relative_gain(base, uniform)),
   }
-  observe, privileged = session.observe, session.privileged_observation
+  observe, privileged = env.observe, env.privileged_observation
   search = effort.personal_search
   # From an optimum a third of the learning rate: a fast search first loses what
   # it starts with.
@@ -533,7 +536,7 @@ def audit_leaving(
     warm = found if values[1] > values[0] else start
     reached, _ = totals(warm)
     result.update(_with_interval(name, oracle.relative_gain(reached, base)))
-  scaling = oracle.start_policy(world, session.observe, center, 0.15, False)
+  scaling = oracle.start_policy(world, env.observe, center, 0.15, False)
   probe, figures = linear_probe(world, center, scaling, effort)
   reached, _ = _totals(world, table, probe, effort)
   result.update(
@@ -547,10 +550,10 @@ def audit_leaving(
 
 def session_lengths(world: World, num_sessions: int) -> list[int]:
   """Requests of sampled sessions under the default weights, cut at 60."""
-  shown = session.impressions(
+  shown = rollout_lib.impressions(
     jax.random.key(4),
     world,
-    session.fixed_action,
+    policies.fixed_action,
     jnp.zeros((world.num_actions,), jnp.float32),
     num_sessions,
     60,
@@ -600,7 +603,7 @@ def audit(
     "leaving": {},
   }
   few = small_population(world, effort.users)
-  table = session.expected_rewards(few)
+  table = returns_lib.expected_rewards(few)
   for name in LEAVING_MODELS:
     figures = audit_leaving(few.with_leaving(name), table, effort)
     lengths = session_lengths(world.with_leaving(name), effort.sessions // 2)

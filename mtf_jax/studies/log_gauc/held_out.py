@@ -8,7 +8,7 @@ did on them included. How a policy fares here is no test on days that nothing
 about it has seen.
 
 What a policy sees of a user is what the world shows it at the first request of
-a session (`session.observe`): features of the earlier days, no session
+a session (`env.observe`): features of the earlier days, no session
 statistics yet, the hour of the user's first impression of the day.
 
 Letters: `n` impressions, `D` user days, `K` tasks, `A` action components, `S`
@@ -31,11 +31,11 @@ from mtf_jax.evaluation.mtf_gauc import Impressions
 from mtf_jax.fitting import kuairand_world
 from mtf_jax.kernels import fusion
 from mtf_jax.kernels.fusion import FusionSpec, FusionWeights
+from mtf_jax.policies import Act
 from mtf_jax.ranking import features
 from mtf_jax.ranking import ranker as ranker_lib
-from mtf_jax.worlds import session
+from mtf_jax.worlds import env
 from mtf_jax.worlds.scores import positive_scores
-from mtf_jax.worlds.session import Act
 from mtf_jax.worlds.world import World
 
 # The item's reward: 1 for valid consumption and so much for the rest.
@@ -190,10 +190,10 @@ def read(
 def _first_observation(world, user_features, user, hour):
   """`[D, S]` of a session's first request, for users of the whole catalogue."""
   world = world.replace(user_features=user_features)
-  state = session.reset(jax.random.key(0), world)
+  state = env.reset(jax.random.key(0), world)
 
   def one(user, hour):
-    return session.observe(world, state._replace(user=user, hour=hour))
+    return env.observe(world, state._replace(user=user, hour=hour))
 
   return jax.vmap(one)(user, hour)
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mtf_jax import policies
 from mtf_jax.evaluation.oracle import Search
 from mtf_jax.learners.integrated_rl import State
 from mtf_jax.studies.progressive import rounds as progressive
 from mtf_jax.studies.progressive.rounds import ProgressiveConfig, Service
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.training.config import TrainConfig
-from mtf_jax.worlds import session
 from mtf_jax.worlds.world import World, fingerprint
 
 
@@ -31,7 +31,7 @@ class Policies(NamedTuple):
   seed: int
   leaving: str
   critic: str
-  act: session.Act
+  act: policies.Act
   es: jax.Array
   progressive: Service
   one_round: Service

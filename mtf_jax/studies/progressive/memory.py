@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtf_jax.data import session_log
+from mtf_jax.data import transitions
 from mtf_jax.evaluation import oracle
 from mtf_jax.studies.progressive import rounds as progressive
 from mtf_jax.training import loop
-from mtf_jax.worlds import session
+from mtf_jax.worlds import env
+from mtf_jax.worlds import returns as returns_lib
 
 
 def num_bytes(tree: Any) -> int:
@@ -29,7 +30,7 @@ def num_bytes(tree: Any) -> int:
 
 def _lower_search(run: progressive.Run, table: Any) -> Any:
   """The search of ES and of the headroom, the larger of the two."""
-  config, look = run.config, session.privileged_observation
+  config, look = run.config, env.privileged_observation
   effort = max(
     config.es_search, config.headroom_search, key=lambda search: search.sessions
   )
@@ -76,18 +77,20 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
   )
   part = collect.out_info
   room = jax.eval_shape(lambda part: progressive.empty_rows(part, parts), part)
-  table = jax.eval_shape(jax.vmap(session.expected_rewards), run.judging)
+  table = jax.eval_shape(jax.vmap(returns_lib.expected_rewards), run.judging)
   dataset = jax.eval_shape(progressive.as_dataset, room)
   train = config.train
 
-  def over_steps(rows):
-    spanned = session_log.over_steps(rows, train.num_steps, train.discount)
+  def n_step(rows):
+    spanned = transitions.n_step_transitions(
+      rows, train.num_steps, train.discount
+    )
     # What it makes anew; the rest of the rows stays where it is.
     return spanned.reward, spanned.discount, spanned.next_row
 
   drift = functools.partial(progressive.drift, algorithm.learner)
   lowered = {
-    "expected_rewards": jax.jit(jax.vmap(session.expected_rewards)).lower(
+    "expected_rewards": jax.jit(jax.vmap(returns_lib.expected_rewards)).lower(
       run.judging
     ),
     "search": _lower_search(run, table),
@@ -96,7 +99,7 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
       room, part, jnp.zeros((), jnp.int32)
     ),
     "start_rows": jax.jit(jax.vmap(progressive.start_rows)).lower(room.start),
-    "over_steps": jax.jit(jax.vmap(over_steps)).lower(dataset),
+    "n_step_transitions": jax.jit(jax.vmap(n_step)).lower(dataset),
     "update_chunk": loop.update_chunk_many.lower(
       algorithm.learner,
       jax.eval_shape(jax.vmap(loop.start), key, run.start),

@@ -4,7 +4,7 @@ The paper's main job. The policy first in service is one global set of fusion
 weights found by an evolution strategy (ES). A round logs sessions explored in a
 box around the policy in service, trains on them, and puts the new policy into
 service. Policies are judged on the same sessions (common random numbers) with
-expected-value accounting, see `session.session_returns`.
+expected-value accounting, see `returns.session_returns`.
 
 Seeds run side by side: what belongs to a seed has a leading axis `R` in a `Run`
 and in all that its functions take and return, and the functions of one seed are
@@ -31,11 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data.session_log import (
+from mtf_jax import policies
+from mtf_jax.data.transitions import (
   Transition,
   TransitionDataset,
-  one_step,
-  over_steps,
+  n_step_transitions,
+  one_step_transitions,
 )
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation.oracle import LinearPolicy, Search
@@ -55,11 +56,15 @@ from mtf_jax.learners.integrated_rl import (
   integrated_rl,
 )
 from mtf_jax.networks import Actor, Critic
+from mtf_jax.policies import Decision
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig, make_networks
-from mtf_jax.worlds import session
+from mtf_jax.worlds import env
+from mtf_jax.worlds import returns as returns_lib
+from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.response import BEHAVIOURS
-from mtf_jax.worlds.session import Decision, ExpectedRewards, Rollout
+from mtf_jax.worlds.returns import ExpectedRewards
+from mtf_jax.worlds.rollout import Rollout
 from mtf_jax.worlds.world import World
 
 HALF_WIDTH = 0.15  # Of the box, from [1].
@@ -227,7 +232,7 @@ def start_at(state: State, action: chex.Array) -> State:
   )
 
 
-def make_act(actor: Actor) -> session.Act:
+def make_act(actor: Actor) -> policies.Act:
   """`act` of `session` for a `Service`; make it once, it is a static argument.
 
   The decision's box is the one of the bounded exploration; a log must not be
@@ -304,10 +309,10 @@ def as_dataset(rows: Rows) -> TransitionDataset:
   """Rows as a dataset, without leaving the device; `[R, N, ...]`.
 
   The rows that do not exist stay where they are and are never drawn: every
-  round then has one shape, which `session.pack` would not give.
+  round then has one shape, which `rollout.pack` would not give.
   """
   start_row, num_transitions = jax.vmap(start_rows)(rows.start)
-  discount, next_row = jax.vmap(one_step)(rows.terminal)
+  discount, next_row = jax.vmap(one_step_transitions)(rows.terminal)
   return TransitionDataset(
     observation=rows.observation,
     action=rows.action,
@@ -326,7 +331,7 @@ def as_dataset(rows: Rows) -> TransitionDataset:
 def collect_part(
   rng_key: chex.PRNGKey,
   world: World,
-  act: session.Act,
+  act: policies.Act,
   params: Service,
   num_sessions: int,
   max_requests: int,
@@ -336,7 +341,7 @@ def collect_part(
 
   def one(rng_key, world, params):
     return flat_rows(
-      session.rollout(
+      rollout_lib.rollout(
         rng_key, world, act, params, num_sessions, max_requests, held
       )
     )
@@ -409,11 +414,11 @@ def judge(
   rng_key: chex.PRNGKey,
   world: World,
   table: ExpectedRewards,
-  act: session.Act,
+  act: policies.Act,
   params: Any,
   num_sessions: int,
   max_requests: int,
-  look: Callable = session.observe,
+  look: Callable = env.observe,
   held: chex.Numeric = False,
 ) -> Judged:
   """Runs a policy; one key gives every policy the same users and noise.
@@ -421,7 +426,7 @@ def judge(
   Args:
     rng_key: random number generator key, consumed.
     world: of `judging_world`.
-    table: `session.expected_rewards(world)`.
+    table: `returns.expected_rewards(world)`.
     act: the policy, static.
     params: its parameters.
     num_sessions: `B`, static.
@@ -435,10 +440,10 @@ def judge(
   world_key, policy_key = jax.random.split(rng_key)
 
   def one(world_key, policy_key):
-    returns = session.session_return(
+    returns = returns_lib.session_return(
       world, table, act, params, max_requests, look, world_key, policy_key, held
     )
-    return session.reset(world_key, world).user, returns
+    return env.reset(world_key, world).user, returns
 
   user, returns = jax.vmap(one)(
     jax.random.split(world_key, num_sessions),
@@ -460,7 +465,7 @@ def judge_service(
   rng_key: chex.PRNGKey,
   world: World,
   table: ExpectedRewards,
-  act: session.Act,
+  act: policies.Act,
   params: Service,
   num_sessions: int,
   max_requests: int,
@@ -626,12 +631,12 @@ class Algorithm(NamedTuple):
   """
 
   learner: Learner
-  act: session.Act
+  act: policies.Act
   critic: Critic
 
 
 def make_algorithm(
-  config: TrainConfig, world: World, act: session.Act | None = None
+  config: TrainConfig, world: World, act: policies.Act | None = None
 ) -> Algorithm:
   """The learner that a configuration describes, sized for a world.
 
@@ -748,7 +753,9 @@ def _collect(
     first = number * part.terminal.shape[1]
     rows = put_rows(rows, part, jnp.asarray(first, jnp.int32))
   steps, gamma = config.train.num_steps, config.train.discount
-  return jax.vmap(lambda lane: over_steps(lane, steps, gamma))(as_dataset(rows))
+  return jax.vmap(lambda lane: n_step_transitions(lane, steps, gamma))(
+    as_dataset(rows)
+  )
 
 
 def _search(
@@ -764,7 +771,7 @@ def _search(
       policy,
       search,
       run.config.max_requests,
-      session.privileged_observation,
+      env.privileged_observation,
     )
 
   table = _rewards_of(run.table, run.world)
@@ -775,7 +782,7 @@ def _linear_policy(
   world: World, action: chex.Array, half_width: float
 ) -> LinearPolicy:
   def one(world, action):
-    look = session.privileged_observation
+    look = env.privileged_observation
     return oracle.start_policy(world, look, action, half_width, False)
 
   return jax.vmap(one)(world, action)
@@ -847,7 +854,7 @@ def prepare(
   # The hidden state comes after what a policy observes.
   num_features = run.normalization.mean.shape[1]
   run = run._replace(
-    table=jax.vmap(session.expected_rewards)(run.judging),
+    table=jax.vmap(returns_lib.expected_rewards)(run.judging),
     normalization=Normalization(
       begin.mean[:, :num_features], begin.scale[:, :num_features]
     ),
@@ -1000,7 +1007,7 @@ def headroom_figures(run: Run) -> list[dict[str, Any]]:
       policy,
       run.config.evaluation_sessions,
       run.config.max_requests,
-      session.privileged_observation,
+      env.privileged_observation,
     )
 
   judged = jax.vmap(one)(run.keys["evaluation"], run.judging, run.table, best)

@@ -8,7 +8,8 @@ import pytest
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation.oracle import Search
 from mtf_jax.studies.audit import audit
-from mtf_jax.worlds import session
+from mtf_jax.worlds import env
+from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.response import BEHAVIOURS
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
@@ -74,10 +75,8 @@ def few(small_world):
 
 
 def test_search_finds_a_gain(few):
-  table = session.expected_rewards(few)
-  start = oracle.start_policy(
-    few, session.observe, jnp.zeros(10), 2.0, blind=True
-  )
+  table = returns_lib.expected_rewards(few)
+  start = oracle.start_policy(few, env.observe, jnp.zeros(10), 2.0, blind=True)
   found = oracle.optimise(
     jax.random.key(0),
     few,
@@ -85,13 +84,13 @@ def test_search_finds_a_gain(few):
     start,
     Search(10, 256, learning_rate=0.1),
     8,
-    session.observe,
+    env.observe,
   )
   # A blind policy has learnt one action and nothing of the observation.
   assert not np.any(np.asarray(found.weights[:, 1:]))
 
   def value(policy):
-    returns = session.session_returns(
+    returns = returns_lib.session_returns(
       jax.random.key(9), few, table, oracle.linear_act, policy, 1024, 8
     )
     return np.asarray(returns.expected).sum(axis=1)
@@ -101,7 +100,7 @@ def test_search_finds_a_gain(few):
 
 def test_boxed_policy_stays_in_its_box(few):
   center = jnp.full(10, 0.9)
-  policy = oracle.start_policy(few, session.observe, center, 0.15, blind=False)
+  policy = oracle.start_policy(few, env.observe, center, 0.15, blind=False)
   policy = policy._replace(weights=policy.weights + 1.0)
   observation = jnp.linspace(-5, 5, len(few.observation_names))
   decision = oracle.linear_act(policy, observation, jax.random.key(0))
@@ -113,7 +112,7 @@ def test_start_policy_compiles_once_per_view(small_world):
 
   def look(world, state):
     traces.append(None)
-    return session.observe(world, state)
+    return env.observe(world, state)
 
   for number, other in enumerate((small_world, small_world.replace())):
     other = other.replace(group_weights=other.group_weights * (1.0 + number))
@@ -129,7 +128,7 @@ def test_probe_errors_take_sessions_as_units(few):
   With rows as units about 20 are: those of a session share their deviation.
   """
   center = jnp.zeros(10)
-  scaling = oracle.start_policy(few, session.observe, center, 0.15, False)
+  scaling = oracle.start_policy(few, env.observe, center, 0.15, False)
   effort = audit.PRESETS["smoke"]._replace(probe_sessions=2048, max_requests=12)
   probe, figures = audit.linear_probe(few, center, scaling, effort)
   assert figures["rows"] > 4 * 2048
@@ -145,7 +144,7 @@ def test_embedded_reference_has_what_the_audit_needs():
 
 @pytest.mark.parametrize("key", ["marginals", "deciles", "lift"])
 def test_default_slates_look_like_the_log(small_world, key):
-  """The small world; the base world's figures are in BUILD_NOTES.md."""
+  """The small world; the base world's figures are in docs/results/worlds.md."""
   facts = audit.shown_under_defaults(small_world, 2048, 8)
   errors = audit.compare(facts, audit.load_reference())
   limit = {"marginals": 0.10, "deciles": 0.15, "lift": 0.35}[key]

@@ -11,6 +11,7 @@ import kuairand_files
 import numpy as np
 import pytest
 
+from mtf_jax import policies
 from mtf_jax.data import kuairand
 from mtf_jax.evaluation import mtf_gauc
 from mtf_jax.fitting import kuairand_world
@@ -19,8 +20,8 @@ from mtf_jax.studies.log_gauc import held_out
 from mtf_jax.studies.progressive import finished
 from mtf_jax.studies.progressive import rounds as progressive
 from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.worlds import env
 from mtf_jax.worlds import io as world_io
-from mtf_jax.worlds import session
 from mtf_jax.worlds.world import fingerprint
 from tests.tiny_run import TINY
 
@@ -94,11 +95,11 @@ def test_policies_see_what_the_world_shows_at_a_sessions_start(fitted, rows):
       (log.user == users[own]) & (log.date == rows.date[day])
     )[0]
     hour = (log.time_ms[first] / 3.6e6 + 8) % 24 / 24
-    state = session.reset(jax.random.key(5), world)._replace(
+    state = env.reset(jax.random.key(5), world)._replace(
       user=jnp.asarray(own, jnp.int32), hour=jnp.asarray(hour, jnp.float32)
     )
     np.testing.assert_allclose(
-      rows.observation[day], session.observe(world, state), atol=1e-4
+      rows.observation[day], env.observe(world, state), atol=1e-4
     )
 
 
@@ -106,7 +107,7 @@ def test_an_action_fuses_alike_for_one_and_for_all(fitted, rows):
   _, world = fitted
   action = jnp.linspace(-0.5, 0.5, 10, dtype=jnp.float32)
   found = held_out.policy_score(
-    rows, session.fixed_action, action, world.fusion_spec
+    rows, policies.fixed_action, action, world.fusion_spec
   )
   weights = fusion.weights_from_action(action, world.fusion_spec)
   np.testing.assert_allclose(
@@ -114,7 +115,7 @@ def test_an_action_fuses_alike_for_one_and_for_all(fitted, rows):
   )
   with pytest.raises(ValueError, match="expected finite actions, found"):
     held_out.policy_score(
-      rows, session.fixed_action, action * jnp.nan, world.fusion_spec
+      rows, policies.fixed_action, action * jnp.nan, world.fusion_spec
     )
   # Personal actions reach the impressions of their own day.
   personal = jax.random.uniform(

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax.data import session_log
+from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import action_box
 from mtf_jax.studies.progressive import memory as progressive_memory
 from mtf_jax.studies.progressive import rounds as progressive
-from mtf_jax.worlds import session
+from mtf_jax.worlds import returns as returns_lib
+from mtf_jax.worlds import rollout as rollout_lib
 from tests.small_world import small_world
 from tests.tiny_run import TINY, tiny_algorithm
 
@@ -33,7 +34,7 @@ def _service(state, half_width=0.0):
 
 
 def _collect(run, half_width=0.15):
-  return session.rollout(
+  return rollout_lib.rollout(
     jax.random.key(3),
     _first(run.world),
     run.algorithm.act,
@@ -48,7 +49,7 @@ def _without_seconds(figures):
 
 
 def test_rows_carry_the_box_around_the_policy_in_service(run):
-  log = session.pack(_collect(run))
+  log = rollout_lib.pack(_collect(run))
   session_log.validate(log)
   policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
     _first(run.start), jnp.asarray(log.observation)
@@ -67,7 +68,7 @@ def test_rows_carry_the_box_around_the_policy_in_service(run):
 
 
 def test_not_exploring_serves_the_policy_itself(run):
-  log = session.pack(_collect(run, half_width=0.0))
+  log = rollout_lib.pack(_collect(run, half_width=0.0))
   served = ~log.bootstrap_only
   policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
     _first(run.start), jnp.asarray(log.observation)
@@ -85,15 +86,15 @@ def test_device_rows_are_the_packed_log(run):
   first = jnp.asarray(part.terminal.shape[1], jnp.int32)
   whole = progressive.put_rows(progressive.empty_rows(part, 2), part, first)
   device = _first(progressive.as_dataset(whole))
-  log = session.pack(rows)
+  log = rollout_lib.pack(rows)
   cut = np.append(log.bootstrap_only[1:], False)
   assert cut.any() and log.terminal.any()
   # A session ends at the cut.
   log = log._replace(terminal=log.terminal | cut)
-  packed = session_log.device_dataset(log)
+  packed = transitions.device_dataset(log)
   assert int(device.num_transitions) == int(packed.num_transitions)
 
-  def transitions(dataset):
+  def rows_of(dataset):
     count = int(dataset.num_transitions)
     row = np.asarray(dataset.start_row[:count])
     terminal = np.asarray(dataset.discount)[row] == 0
@@ -109,9 +110,7 @@ def test_device_rows_are_the_packed_log(run):
       upper[following][~terminal],
     )
 
-  for ours, theirs in zip(
-    transitions(device), transitions(packed), strict=True
-  ):
+  for ours, theirs in zip(rows_of(device), rows_of(packed), strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -151,10 +150,10 @@ def test_judging_pairs_users_and_keeps_the_reward(run):
   assert not np.array_equal(policy.reward, other.reward)
   jax.tree.map(np.testing.assert_array_equal, policy, judge(service))
   assert set(np.asarray(policy.user)) <= set(np.asarray(world.population))
-  returns = session.session_returns(
+  returns = returns_lib.session_returns(
     key,
     world,
-    session.expected_rewards(world),
+    returns_lib.expected_rewards(world),
     run.algorithm.act,
     service,
     96,
