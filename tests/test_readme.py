@@ -1,4 +1,4 @@
-"""The README's code and output are those of the repository."""
+"""The code and output of the README and the guide are the repository's."""
 
 import pathlib
 import re
@@ -9,10 +9,15 @@ import numpy as np
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _EXAMPLE = _ROOT / "experiments" / "plug_in.py"
+_GUIDE = "docs/guide.md"
+_PAGES = (
+  *sorted(_ROOT.glob("*.md")),
+  *sorted((_ROOT / "docs").rglob("*.md")),
+)
 
 
-def _blocks(language):
-  text = (_ROOT / "README.md").read_text(encoding="utf-8")
+def _blocks(language, page="README.md"):
+  text = (_ROOT / page).read_text(encoding="utf-8")
   return re.findall(
     rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
   )
@@ -27,8 +32,15 @@ def test_set_up_is_two_commands():
   assert len(lines) == 2
 
 
+def test_the_readme_shows_whole_functions_of_the_example():
+  (extract,) = _blocks("python")
+  assert re.findall(r"^def (\w+)", extract, re.MULTILINE) == ["serve", "loss"]
+  source = _EXAMPLE.read_text(encoding="utf-8")
+  assert f"\n\n\n{extract}\n\n" in source
+
+
 def test_the_example_is_the_file_and_prints_what_the_readme_shows():
-  (example,) = _blocks("python")
+  (example,) = _blocks("python", _GUIDE)
   assert example == _EXAMPLE.read_text(encoding="utf-8")
   # In a process of its own, as a reader runs it: optax's Adam does not hold to
   # the strict promotion of these tests.
@@ -40,6 +52,7 @@ def test_the_example_is_the_file_and_prints_what_the_readme_shows():
     check=True,
   ).stdout
   shown = _blocks("text")[1]
+  assert _blocks("text", _GUIDE) == [shown]
   assert _words(printed) == _words(shown)
   # The rewards, last on their lines; another machine rounds its own way.
   rewards = np.array([line.split()[-1] for line in printed.splitlines()[1:]])
@@ -55,3 +68,27 @@ def test_pictures_exist():
   assert pictures
   for picture in pictures:
     assert (_ROOT / picture).is_file(), picture
+
+
+def _anchors(page):
+  text = re.sub(
+    r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S
+  )
+  headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+  return {
+    re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings
+  }
+
+
+def test_links_and_pictures_of_all_pages_lead_somewhere():
+  for page in _PAGES:
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert targets, page
+    for target in targets:
+      if target.startswith("https://"):
+        continue
+      path, _, anchor = target.partition("#")
+      linked = page.parent / path if path else page
+      assert linked.is_file(), (page.name, target)
+      assert not anchor or anchor in _anchors(linked), (page.name, target)
