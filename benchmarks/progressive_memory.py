@@ -15,11 +15,12 @@ from absl import app, flags
 
 from benchmarks import harness
 from mtf_jax.fitting import synthetic
+from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import memory as progressive_memory
-from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.studies.progressive import run as run_lib
 
 _PRESET = flags.DEFINE_enum(
-  "preset", "paper", list(progressive.PRESETS), "Size of the run."
+  "preset", "paper", list(config_lib.PRESETS), "Size of the run."
 )
 _PARALLEL_SEEDS = flags.DEFINE_integer(
   "parallel_seeds", 1, "Seeds side by side.", lower_bound=1
@@ -32,12 +33,12 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   if harness.JSON_OUT.value is not None:
     harness.check_writable(harness.JSON_OUT.value)
-  config = progressive.PRESETS[_PRESET.value]
+  config = config_lib.PRESETS[_PRESET.value]
   seeds = list(range(_PARALLEL_SEEDS.value))
   world = synthetic.synthetic_world(config.world_size)
-  algorithm = progressive.make_algorithm(config.train, world)
-  run = progressive.assemble(config, [world] * len(seeds), seeds, algorithm)
-  run = progressive.with_algorithm(run, config, algorithm)
+  algorithm = run_lib.make_algorithm(config.train, world)
+  run = run_lib.assemble(config, [world] * len(seeds), seeds, algorithm)
+  run = run_lib.with_algorithm(run, config, algorithm)
   result = progressive_memory.measure(run)
   gigabyte = 1e9
   print(

@@ -16,6 +16,7 @@ from absl import app, flags
 
 from mtf_jax.fitting import synthetic
 from mtf_jax.studies.audit import audit
+from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.studies.audit import report as audit_report
 from mtf_jax.worlds import io as world_io
 
@@ -26,7 +27,9 @@ _SIZE = flags.DEFINE_enum(
   "size", None, list(synthetic.SIZES), "Size of the synthetic world."
 )
 _WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Of the synthetic world.")
-_PRESET = flags.DEFINE_enum("preset", "smoke", list(audit.PRESETS), "Effort.")
+_PRESET = flags.DEFINE_enum(
+  "preset", "smoke", list(effort_lib.PRESETS), "Effort."
+)
 _LOG_DIR = flags.DEFINE_string(
   "log_dir",
   None,
@@ -50,16 +53,16 @@ def main(argv: Sequence[str]) -> None:
     world = world_io.load_world(_WORLD.value)
   reference = found = days = None
   if _LOG_DIR.value is not None:
-    from mtf_jax.fitting import kuairand_world  # Needs the `data` extra.
+    from mtf_jax.studies.audit import held_out_days
 
-    reference, found = kuairand_world.held_out_comparison(
+    reference, found = held_out_days.held_out_comparison(
       _LOG_DIR.value, test_from=_TEST_FROM.value, seed=0
     )
-    days = kuairand_world.days_left_out(
+    days = held_out_days.days_left_out(
       _LOG_DIR.value, days_per_fold=2, num_fits=2, seed=0
     )
   result = audit.audit(
-    world, audit.PRESETS[_PRESET.value], reference=reference, found=found
+    world, effort_lib.PRESETS[_PRESET.value], reference=reference, found=found
   )
   if days is not None:
     result["days_left_out"] = days

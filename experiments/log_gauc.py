@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from mtf_jax.evaluation import tables
 from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import finished
-from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.training.checkpoints import CheckpointError
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.world import World, fingerprint
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     result["days"].append({"dates": judged_on.tolist(), "leaving": figures})
     for leaving, found in figures.items():
       title = _title(leaving, judged_on, dates[0])
-      print(progressive_report.text(log_gauc.table(title, found)))
+      print(tables.text(log_gauc.table(title, found)))
   _write(out, json.dumps(result, indent=1, allow_nan=False))
   print(out)
 

@@ -29,8 +29,13 @@ from absl import app, flags, logging
 
 from mtf_jax.evaluation import critic_check, segments
 from mtf_jax.fitting import synthetic
+from mtf_jax.learners.integrated_rl import State
+from mtf_jax.studies.progressive import baselines
+from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import service as service_lib
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.training.config import CRITICS
 from mtf_jax.training.metrics import (
@@ -49,7 +54,7 @@ _WORLD = flags.DEFINE_string(
   "world", "synthetic", "`synthetic`, or a world file of fit_world."
 )
 _PRESET = flags.DEFINE_enum(
-  "preset", "cpu", list(progressive.PRESETS), "Size of the run."
+  "preset", "cpu", list(config_lib.PRESETS), "Size of the run."
 )
 _ROUNDS = flags.DEFINE_integer(
   "rounds", None, "Rounds, instead of the preset's.", lower_bound=1
@@ -74,7 +79,7 @@ _CRITICS = flags.DEFINE_list(
 _EXPLORATION = flags.DEFINE_enum(
   "exploration",
   None,
-  list(progressive.EXPLORATIONS),
+  list(config_lib.EXPLORATIONS),
   "How often the deviation in the box is drawn, instead of the preset's.",
 )
 _ES_STEPS = flags.DEFINE_integer(
@@ -202,7 +207,7 @@ class _Watch:
       self._done += self._chunk_size
       self._progress.update(self._done)
       for n, seed in enumerate(seeds):
-        row = summarize(progressive.lane(metrics, n))
+        row = summarize(run_lib.tree_index(metrics, n))
         self._negative_targets.check(row)
         if writer is not None:
           step = before + int(state.step[n])
@@ -211,9 +216,7 @@ class _Watch:
     return on_chunk
 
 
-def _check(
-  run: progressive.Run, new: progressive.State, old: progressive.State
-) -> list[dict[str, Any]]:
+def _check(run: run_lib.Run, new: State, old: State) -> list[dict[str, Any]]:
   """Critics of `new` against the world, around `old` in service, by seed.
 
   One key for the last round and the one round: both visit the same users.
@@ -226,20 +229,20 @@ def _check(
     max_requests=config.max_requests,
     held=config.exploration == "session",
   )
-  width = progressive.HALF_WIDTH
+  width = config_lib.HALF_WIDTH
   found = []
   for n in range(len(run.seeds)):
     world, table, of_old, of_new = (
-      progressive.lane(x, n) for x in (run.world, run.table, old, new)
+      run_lib.tree_index(x, n) for x in (run.world, run.table, old, new)
     )
     compared = critic_check.compare(
       run.keys["check"][n],
       world,
       table,
       run.algorithm.act,
-      progressive.service(of_old, width),
-      progressive.service(of_new),
-      progressive.service(of_old, width),
+      service_lib.service(of_old, width),
+      service_lib.service(of_new),
+      service_lib.service(of_old, width),
       run.algorithm.critic,
       of_new,
       effort,
@@ -249,8 +252,8 @@ def _check(
 
 
 def _play(
-  run: progressive.Run,
-  longer: progressive.LongerEs,
+  run: run_lib.Run,
+  longer: baselines.LongerEs,
   record: dict[str, Any],
   folder: pathlib.Path,
   watch: _Watch,
@@ -290,14 +293,14 @@ def _play(
         )
   finally:
     checkpoints.close()
-  judged = progressive.judge_state(run, state)
+  judged = run_lib.judge_state(run, state)
   gains = [
     segments.gains(
-      *(progressive.lane(x, n) for x in (judged, run.base, run.world))
+      *(run_lib.tree_index(x, n) for x in (judged, run.base, run.world))
     )
     for n in range(len(seeds))
   ]
-  uncut = progressive.uncut_figures(run, state)
+  uncut = baselines.uncut_figures(run, state)
   checkpoints = Checkpoints(folder / "one_round", keep=1)
   try:
     restored = checkpoints.restore(run.start, check)
@@ -319,8 +322,8 @@ def _play(
       one_round = found["one_round"]
   finally:
     checkpoints.close()
-  over = progressive.reward_gains(judged, progressive.judge_state(run, state))
-  over_es = progressive.reward_gains(judged, longer.judged)
+  over = run_lib.reward_gains(judged, run_lib.judge_state(run, state))
+  over_es = run_lib.reward_gains(judged, longer.judged)
   spent = {
     name: sum(figures[0]["seconds"][name] for figures in rounds)
     for name in ("collect", "train", "judge")
@@ -348,8 +351,8 @@ def _play(
 
 
 def _play_group(
-  configs: dict[str, progressive.ProgressiveConfig],
-  algorithms: dict[str, progressive.Algorithm],
+  configs: dict[str, config_lib.ProgressiveConfig],
+  algorithms: dict[str, run_lib.Algorithm],
   worlds: Sequence[World],
   seeds: Sequence[int],
   folder: pathlib.Path,
@@ -363,27 +366,27 @@ def _play_group(
     return json.loads(done.read_text(encoding="utf-8"))
   started = time.monotonic()
   first = next(iter(configs))
-  run = progressive.prepare(configs[first], worlds, seeds, algorithms[first])
+  run = baselines.prepare(configs[first], worlds, seeds, algorithms[first])
   names = [fingerprint(world) for world in worlds]
   prepared = time.monotonic() - started
-  longer = progressive.longer_es(run)
-  gains = progressive.reward_gains(longer.judged, run.base)
+  longer = baselines.longer_es(run)
+  gains = run_lib.reward_gains(longer.judged, run.base)
   searched = time.monotonic() - started - prepared
   critics = {}
   for critic, config in configs.items():
     record = {"config": config.to_json(), "worlds": names, "seeds": list(seeds)}
     of_critic = run
     if critic != first:
-      of_critic = progressive.with_algorithm(run, config, algorithms[critic])
+      of_critic = run_lib.with_algorithm(run, config, algorithms[critic])
     critics[critic] = _play(of_critic, longer, record, folder / critic, watch)
   started = time.monotonic()
-  bounds = progressive.headroom_figures(run)
+  bounds = baselines.headroom_figures(run)
   seconds = {
     "prepare": prepared,
     "longer_es": searched,
     "headroom": time.monotonic() - started,
   }
-  es = progressive.es_figures(run)
+  es = baselines.es_figures(run)
   result = {
     str(seed): {
       "fingerprint": names[n],
@@ -490,7 +493,7 @@ def main(argv: Sequence[str]) -> None:
   # Orbax reports every step of a save.
   logging.set_verbosity(logging.WARNING)
   started = time.monotonic()
-  config = progressive.PRESETS[_PRESET.value]
+  config = config_lib.PRESETS[_PRESET.value]
   if _ROUNDS.value is not None:
     config = dataclasses.replace(config, rounds=_ROUNDS.value)
   if _EXPLORATION.value is not None:
@@ -529,7 +532,7 @@ def main(argv: Sequence[str]) -> None:
   total = len(groups) * len(_LEAVING.value) * len(critics) * 2 * config.rounds
   updates = config.train.num_updates
   watch = _Watch(total * updates, config.train.chunk_size)
-  algorithms: dict[str, progressive.Algorithm] = {}
+  algorithms: dict[str, run_lib.Algorithm] = {}
   found: dict[tuple[int, str], dict[str, Any]] = {}
   pages, seconds = {}, {}
   for group in groups:
@@ -557,19 +560,19 @@ def main(argv: Sequence[str]) -> None:
   _report(out_dir, plan, found, pages, seconds, time.monotonic() - started)
 
 
-def _synthetic(config: progressive.ProgressiveConfig, seed: int) -> World:
+def _synthetic(config: config_lib.ProgressiveConfig, seed: int) -> World:
   _say(f"Building the synthetic world of seed {seed}.")
   return synthetic.synthetic_world(config.world_size, seed)
 
 
 def _algorithms(
-  configs: dict[str, progressive.ProgressiveConfig], world: World
-) -> dict[str, progressive.Algorithm]:
+  configs: dict[str, config_lib.ProgressiveConfig], world: World
+) -> dict[str, run_lib.Algorithm]:
   """By critic; all of them have one policy, whose programs they share."""
-  algorithms: dict[str, progressive.Algorithm] = {}
+  algorithms: dict[str, run_lib.Algorithm] = {}
   for critic, config in configs.items():
     first = next(iter(algorithms.values()), None)
-    algorithms[critic] = progressive.make_algorithm(
+    algorithms[critic] = run_lib.make_algorithm(
       config.train, world, None if first is None else first.act
     )
   return algorithms
@@ -636,7 +639,7 @@ def _report(
     written.append("report.html")
   # Many seeds are an overview; what one of them did is in the report.
   shown = next(iter(tables.values()))[0] if len(tables) == 1 else overview
-  print(progressive_report.text(shown))
+  print(tables.text(shown))
   written += ["*/*/metrics.jsonl", "*/*/checkpoints", "*/*/one_round"]
   print("\n".join(str(out_dir / name) for name in written))
 

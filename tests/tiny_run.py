@@ -4,7 +4,8 @@ import dataclasses
 import functools
 
 from mtf_jax.evaluation.oracle import Search
-from mtf_jax.studies.progressive.rounds import ProgressiveConfig, make_algorithm
+from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.run import make_algorithm
 from mtf_jax.training.config import TrainConfig
 from tests.small_world import small_world
 

@@ -37,12 +37,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.evaluation import bootstrap
+from mtf_jax.evaluation import statistics as stats
+from mtf_jax.evaluation.tables import Table
 from mtf_jax.kernels.losses import ensemble_mean_std
 from mtf_jax.learners.integrated_rl import State
 from mtf_jax.networks import Critic
 from mtf_jax.policies import Act, Decision
-from mtf_jax.studies.progressive.report import Table
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.env import SessionState
@@ -252,7 +252,7 @@ def _ready(found):
   for name, values in found.items():
     value = float(values[0])
     result[name] = value if np.isfinite(value) else None
-    result[f"{name}_ci95"] = bootstrap.interval(values[1:])
+    result[f"{name}_ci95"] = stats.interval(values[1:])
   return result
 
 
@@ -280,7 +280,7 @@ def figures(
   true = np.asarray(compared.true, np.float64)
   continuations = true.shape[1]
   _, unit = np.unique(np.asarray(compared.user), return_inverse=True)
-  counts = bootstrap.resample(unit.max() + 1, replicates, seed)[:, unit]
+  counts = stats.resample(unit.max() + 1, replicates, seed)[:, unit]
   counts = np.r_[np.ones((1, len(unit))), counts]
 
   def moments(values):
@@ -318,7 +318,7 @@ def figures(
       {
         "predicted": float(predicted[part, 0].mean()),
         "true": float(value[part].mean()),
-        "true_ci95": bootstrap.interval(means),
+        "true_ci95": stats.interval(means),
       }
     )
   return {

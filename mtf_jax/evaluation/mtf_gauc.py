@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtf_jax.evaluation import bootstrap
+from mtf_jax.evaluation import statistics as stats
 from mtf_jax.ranking import metrics
 
 # An impression that earned nothing weighs so little that others decide; where
@@ -111,7 +111,7 @@ def compare(
       "impressions: expected a user day with both labels, found none."
     )
   counted = weight > 0
-  counts = bootstrap.resample(int(counted.sum()), replicates, seed)
+  counts = stats.resample(int(counted.sum()), replicates, seed)
   totals = {name: total[counted] for name, (total, _) in sums.items()}
   weight = weight[counted]
   drawn = {
@@ -123,8 +123,8 @@ def compare(
     value = total.sum() / weight.sum()
     result[name] = {
       "gauc": float(value),
-      "ci95": bootstrap.interval(drawn[name]),
+      "ci95": stats.interval(drawn[name]),
       "minus_base": float(value - base_value),
-      "minus_base_ci95": bootstrap.interval(drawn[name] - drawn[base]),
+      "minus_base_ci95": stats.interval(drawn[name] - drawn[base]),
     }
   return result

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mtf_jax.kernels.exploration import ActionBox
@@ -236,28 +235,3 @@ def optimise(
   keys = jax.random.split(rng_key, search.iterations)
   (_, _, total), _ = jax.lax.scan(update, start, (keys, late))
   return policy._replace(weights=total / jnp.sum(late))
-
-
-class Gain(NamedTuple):
-  """Relative gain of a policy over another, percent, with a 95% interval."""
-
-  percent: float
-  low: float
-  high: float
-
-
-def relative_gain(better: np.ndarray, base: np.ndarray) -> Gain:
-  """Gain of paired per-session returns, delta method.
-
-  Args:
-    better: `[B]` returns of the policy.
-    base: `[B]` returns of the other one, same sessions in the same order.
-
-  Returns:
-    `100 (mean(better) / mean(base) - 1)` and its 95% interval.
-  """
-  better, base = np.asarray(better, np.float64), np.asarray(base, np.float64)
-  ratio = better.mean() / base.mean()
-  error = np.std(better - ratio * base) / (base.mean() * np.sqrt(base.size))
-  percent = 100.0 * (ratio - 1.0)
-  return Gain(percent, percent - 196.0 * error, percent + 196.0 * error)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mtf_jax.studies.progressive.report import Table
-from mtf_jax.studies.progressive.rounds import Judged, compare
+from mtf_jax.evaluation.ab_test import Judged
+from mtf_jax.evaluation.statistics import paired_comparison
+from mtf_jax.evaluation.tables import Table
 from mtf_jax.worlds.world import World
 
 # User features of the fitted and of the synthetic world that users are divided
@@ -29,7 +30,7 @@ _TERCILES = ("low", "middle", "high")
 def gains(policy: Judged, base: Judged, world: World) -> list[dict[str, Any]]:
   """Reward gains by tercile of the users, for each feature of `FEATURES`.
 
-  Intervals are those of `progressive.compare`; they are not corrected for the
+  Intervals are those of `statistics.paired_comparison`; they are not corrected for the
   number of segments. The gains of a feature's segments, weighted with
   `base_share`, add up to the gain of all.
 
@@ -63,7 +64,7 @@ def gains(policy: Judged, base: Judged, world: World) -> list[dict[str, Any]]:
   total = worse.sum(dtype=np.float64)
 
   def row(feature, segment, mine):
-    gain = compare(better[mine], worse[mine], user[mine])
+    gain = paired_comparison(better[mine], worse[mine], user[mine])
     users = len(np.unique(user[mine]))
     return {
       "feature": feature,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,6 @@ from mtf_jax.fitting import build
 from mtf_jax.fitting.response_fit import fit_response
 from mtf_jax.ranking import features
 from mtf_jax.ranking import ranker as ranker_lib
-from mtf_jax.studies.audit import audit
-from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.response import INTERACTIONS, ResponseModel
 from mtf_jax.worlds.scores import encode_scores
 from mtf_jax.worlds.world import TASKS, World
@@ -22,12 +20,10 @@ from mtf_jax.worlds.world import TASKS, World
 # Share of a taste's variance that the user's own fitted effects explain; the
 # rest is drawn, since a log tells behaviours and not contentment.
 _TASTE_FROM_LOG = 0.7
+
+
 # Links of the ranker's heads, see `scores.positive_scores`.
 LOG_LINK = np.array([task == "watch_time" for task in TASKS])
-# Fits that a held-out comparison averages, since effects are posterior draws
-# (one alone moves the like rate by some 3%), and simulated answers of each.
-_FITS = 4
-_ANSWERS = 2
 
 
 class Fit(NamedTuple):
@@ -154,143 +150,3 @@ def fit_world(
   )
   world = build.calibrate(world, seed=seed, synthetic=False)
   return Fit(world, metrics, len(log.user), int(duplicates))
-
-
-def describe_log(log: kuairand.ImpressionLog) -> dict[str, Any]:
-  """`audit.describe` of logged impressions."""
-  return audit.describe(
-    _feedback(log), np.asarray(log.duration), log.user, log.item
-  )
-
-
-def _feedback(log: kuairand.ImpressionLog) -> np.ndarray:
-  """`[N, E]`: thresholds derived from the play time, as a world has them."""
-  play, duration = np.asarray(log.play_seconds), np.asarray(log.duration)
-  derived = {
-    "valid": play > response_lib.VALID_SECONDS,
-    "play_seconds": play,
-    "finish": play >= duration,
-    "click": play >= np.minimum(response_lib.CLICK_SECONDS, duration),
-    "long_view": play >= np.minimum(response_lib.LONG_VIEW_SECONDS, duration),
-  }
-  columns = [
-    derived[name] if name in derived else getattr(log, name)
-    for name in response_lib.BEHAVIOURS
-  ]
-  return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
-
-
-def held_out_comparison(
-  log_dir: str | os.PathLike[str], *, test_from: int, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Facts of the held-out days, real and as the fitted responses have them.
-
-  Response models are fitted to the earlier days alone, then asked for the later
-  days' own impressions: no policy is involved.
-
-  Args:
-    log_dir: folder in KuaiRand's own layout.
-    test_from: first held-out day.
-    seed: of the fits and of the responses.
-
-  Returns:
-    (`describe` of the log, `describe` of the responses).
-  """
-  catalogue = kuairand.read_catalogue(log_dir)
-  log, _ = kuairand.read_log(log_dir, catalogue)
-  earlier, later = kuairand.split_days(log, test_from)
-  rng = np.random.default_rng(seed)
-  feedback = []
-  # Several fits and answers, so that only the log's own sampling error remains;
-  # the heterogeneity is that of one answer.
-  user = np.tile(later.user, _ANSWERS)
-  item = np.tile(later.item, _ANSWERS)
-  for fit in range(_FITS):
-    response, _ = fit_response(earlier, catalogue, rng)
-    response = jax.tree.map(jnp.asarray, response)
-    feedback.append(audit.respond_to(response, user, item, seed + fit))
-  feedback = np.concatenate(feedback)
-  user, item = np.tile(user, _FITS), np.tile(item, _FITS)
-  once = slice(len(later.user))
-  duration = catalogue.duration[item]
-  found = audit.describe(feedback, duration, user, item)
-  found["icc"] = audit.describe(
-    feedback[once], duration[once], user[once], item[once]
-  )["icc"]
-  return describe_log(later), found
-
-
-@jax.jit
-def _expected(response, user, item):
-  """`[N, E]` expected behaviours of impressions."""
-
-  def one(pair):
-    return response_lib.expected_responses(response, pair[0], pair[1][None])[0]
-
-  return jax.lax.map(one, (user, item), batch_size=2048)
-
-
-def days_left_out(
-  log_dir: str | os.PathLike[str],
-  *,
-  days_per_fold: int,
-  num_fits: int,
-  seed: int,
-) -> dict[str, Any]:
-  """Each day's rates, and as fits to the other days' rows expect them.
-
-  Every day is held out once, so that all rows of the log judge the response
-  model: the frequent behaviours of one or two days alone are known no better
-  than the error that is looked for. Beside it stand fits to all days, as a
-  world has them.
-
-  Args:
-    log_dir: folder in KuaiRand's own layout.
-    days_per_fold: consecutive days held out together.
-    num_fits: fits averaged, since effects are posterior draws.
-    seed: of the fits.
-
-  Returns:
-    `days`, a list with `date`, `rows` and by behaviour `log`, its
-    `standard_error` (deviations from the expected added up by user first),
-    `held_out` and `in_sample`; `all`, the same over all rows.
-  """
-  catalogue = kuairand.read_catalogue(log_dir)
-  log, _ = kuairand.read_log(log_dir, catalogue)
-  observed = _feedback(log).astype(np.float64)
-  rng = np.random.default_rng(seed)
-
-  def expect(training, rows):
-    total = np.zeros((int(rows.sum()), observed.shape[1]))
-    user, item = jnp.asarray(log.user[rows]), jnp.asarray(log.item[rows])
-    for _ in range(num_fits):
-      response, _ = fit_response(log.select(training), catalogue, rng)
-      response = jax.tree.map(jnp.asarray, response)
-      total += np.asarray(_expected(response, user, item))
-    return total / num_fits
-
-  dates = np.unique(log.date)
-  everything = np.ones(len(log.user), bool)
-  in_sample = expect(everything, everything)
-  held_out = np.zeros_like(in_sample)
-  for start in range(0, len(dates), days_per_fold):
-    rows = np.isin(log.date, dates[start : start + days_per_fold])
-    held_out[rows] = expect(~rows, rows)
-
-  def facts(rows):
-    count = int(rows.sum())
-    _, user = np.unique(log.user[rows], return_inverse=True)
-    result = {"rows": count}
-    for n, name in enumerate(response_lib.BEHAVIOURS):
-      deviation = (observed[:, n] - held_out[:, n])[rows]
-      error = np.sqrt(np.sum(np.bincount(user, deviation) ** 2)) / count
-      result[name] = {
-        "log": float(observed[rows, n].mean()),
-        "standard_error": float(error),
-        "held_out": float(held_out[rows, n].mean()),
-        "in_sample": float(in_sample[rows, n].mean()),
-      }
-    return result
-
-  days = [{"date": int(d), **facts(log.date == d)} for d in dates]
-  return {"days": days, "all": facts(everything)}

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from mtf_jax.evaluation import segments
+from mtf_jax.evaluation.ab_test import Judged
 from mtf_jax.studies.progressive import report as progressive_report
-from mtf_jax.studies.progressive.rounds import Judged
 from tests.small_world import small_world
 
 

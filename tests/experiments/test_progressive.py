@@ -21,18 +21,18 @@ _FLAGS = (
 @pytest.fixture
 def launch(monkeypatch):
   """Runs the launcher with a tiny preset; all runs of a test compile once."""
-  monkeypatch.setitem(launcher.progressive.PRESETS, "smoke", TINY)
+  monkeypatch.setitem(launcher.config_lib.PRESETS, "smoke", TINY)
   world = small_world()
   monkeypatch.setattr(synthetic, "synthetic_world", lambda size, seed: world)
   monkeypatch.setattr(
-    launcher.progressive,
+    launcher.run_lib,
     "make_algorithm",
     lambda config, world, act=None: tiny_algorithm(config.critic),
   )
   # Compiling the privileged search takes as long as all the rest, and the
   # library's own tests run it.
   monkeypatch.setattr(
-    launcher.progressive,
+    launcher.baselines,
     "headroom_figures",
     lambda run: [
       {"headroom_pct": 4.0, "headroom_ci95": [3.0, 5.0]} for _ in run.seeds

@@ -7,6 +7,7 @@ import pytest
 from mtf_jax import policies
 from mtf_jax.data import kuairand, session_log
 from mtf_jax.fitting import kuairand_world
+from mtf_jax.studies.audit import held_out_days
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds import rollout as rollout_lib
 
@@ -64,7 +65,7 @@ def test_fit_to_a_folder_and_sessions_from_its_file(folder, tmp_path):
 def test_describe_log_derives_thresholds_from_play_time(folder):
   catalogue = kuairand.read_catalogue(folder)
   log, _ = kuairand.read_log(folder, catalogue)
-  facts = kuairand_world.describe_log(log)
+  facts = held_out_days.describe_log(log)
   play, duration = np.asarray(log.play_seconds), np.asarray(log.duration)
   np.testing.assert_allclose(facts["rates"]["valid"], np.mean(play > 10))
   np.testing.assert_allclose(
@@ -74,7 +75,7 @@ def test_describe_log_derives_thresholds_from_play_time(folder):
 
 
 def test_every_day_is_left_out_of_the_fits_that_judge_it(folder, fits):
-  facts = kuairand_world.days_left_out(
+  facts = held_out_days.days_left_out(
     folder, days_per_fold=4, num_fits=1, seed=0
   )
   # All six days first, then without the first four, then without the last two.
@@ -93,7 +94,7 @@ def test_every_day_is_left_out_of_the_fits_that_judge_it(folder, fits):
 
 
 def test_held_out_comparison_is_fitted_to_the_earlier_days(folder, fits):
-  log, found = kuairand_world.held_out_comparison(
+  log, found = held_out_days.held_out_comparison(
     folder, test_from=20220429, seed=0
   )
   assert len(fits) > 1  # Posterior draws: one alone is noise.

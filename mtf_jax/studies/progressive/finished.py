@@ -11,8 +11,10 @@ import jax
 from mtf_jax import policies
 from mtf_jax.evaluation.oracle import Search
 from mtf_jax.learners.integrated_rl import State
-from mtf_jax.studies.progressive import rounds as progressive
-from mtf_jax.studies.progressive.rounds import ProgressiveConfig, Service
+from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import service as service_lib
+from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.service import Service
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.training.config import TrainConfig
 from mtf_jax.worlds.world import World, fingerprint
@@ -117,13 +119,11 @@ def read_policies(
     left = world.with_leaving(leaving)
     name = fingerprint(left)
     for critic, config in configs.items():
-      algorithm = progressive.make_algorithm(config.train, left, act)
+      algorithm = run_lib.make_algorithm(config.train, left, act)
       act = algorithm.act
       for group in groups:
-        run = progressive.assemble(
-          config, [left] * len(group), group, algorithm
-        )
-        template = progressive.with_algorithm(run, config, algorithm).start
+        run = run_lib.assemble(config, [left] * len(group), group, algorithm)
+        template = run_lib.with_algorithm(run, config, algorithm).start
         joined = "_".join(map(str, group))
         folder = run_dir / f"{leaving}_seed_{joined}" / critic
         same = {"world": name, "seeds": group}
@@ -138,6 +138,6 @@ def read_policies(
             critic=critic,
             act=act,
             es=last.actor_params["start"][n],
-            progressive=progressive.service(progressive.lane(last, n)),
-            one_round=progressive.service(progressive.lane(once, n)),
+            progressive=service_lib.service(run_lib.tree_index(last, n)),
+            one_round=service_lib.service(run_lib.tree_index(once, n)),
           )

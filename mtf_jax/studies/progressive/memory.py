@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 from mtf_jax.data import transitions
 from mtf_jax.evaluation import oracle
-from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.studies.progressive import collect as collect_lib
+from mtf_jax.studies.progressive import config as config_lib
+from mtf_jax.studies.progressive import drift as drift_lib
+from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import service as service_lib
 from mtf_jax.training import loop
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
@@ -28,7 +32,7 @@ def num_bytes(tree: Any) -> int:
   )
 
 
-def _lower_search(run: progressive.Run, table: Any) -> Any:
+def _lower_search(run: run_lib.Run, table: Any) -> Any:
   """The search of ES and of the headroom, the larger of the two."""
   config, look = run.config, env.privileged_observation
   effort = max(
@@ -52,21 +56,21 @@ def _lower_search(run: progressive.Run, table: Any) -> Any:
   )
 
 
-def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
+def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
   """Lowers what a run executes at its size, from shapes.
 
   Args:
-    run: of `progressive.assemble`, with `start` set.
+    run: of `run_lib.assemble`, with `start` set.
 
   Returns:
     Name -> lowered program, and name -> bytes of what stays on the device.
   """
   config, algorithm = run.config, run.algorithm
   key = run.keys["round"]
-  service = progressive.service(run.start, progressive.HALF_WIDTH)
+  service = service_lib.service(run.start, config_lib.HALF_WIDTH)
   size = config.sessions_per_round // config.collect_parts
   parts = config.rounds * config.collect_parts
-  collect = progressive.collect_part.lower(
+  collect = collect_lib.collect_part.lower(
     key,
     run.world,
     algorithm.act,
@@ -76,9 +80,9 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
     config.exploration == "session",
   )
   part = collect.out_info
-  room = jax.eval_shape(lambda part: progressive.empty_rows(part, parts), part)
+  room = jax.eval_shape(lambda part: collect_lib.empty_rows(part, parts), part)
   table = jax.eval_shape(jax.vmap(returns_lib.expected_rewards), run.judging)
-  dataset = jax.eval_shape(progressive.as_dataset, room)
+  dataset = jax.eval_shape(collect_lib.as_dataset, room)
   train = config.train
 
   def n_step(rows):
@@ -88,17 +92,17 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
     # What it makes anew; the rest of the rows stays where it is.
     return spanned.reward, spanned.discount, spanned.next_row
 
-  drift = functools.partial(progressive.drift, algorithm.learner)
+  drift = functools.partial(drift_lib.drift, algorithm.learner)
   lowered = {
     "expected_rewards": jax.jit(jax.vmap(returns_lib.expected_rewards)).lower(
       run.judging
     ),
     "search": _lower_search(run, table),
     "collect_part": collect,
-    "put_rows": progressive.put_rows.lower(
+    "put_rows": collect_lib.put_rows.lower(
       room, part, jnp.zeros((), jnp.int32)
     ),
-    "start_rows": jax.jit(jax.vmap(progressive.start_rows)).lower(room.start),
+    "start_rows": jax.jit(jax.vmap(collect_lib.start_rows)).lower(room.start),
     "n_step_transitions": jax.jit(jax.vmap(n_step)).lower(dataset),
     "update_chunk": loop.update_chunk_many.lower(
       algorithm.learner,
@@ -108,7 +112,7 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
       num_updates=train.chunk_size,
     ),
     "drift": jax.jit(jax.vmap(drift)).lower(run.start, run.start, dataset),
-    "judge": progressive.judge_service.lower(
+    "judge": service_lib.judge_service.lower(
       key,
       run.judging,
       table,
@@ -133,11 +137,11 @@ def programs(run: progressive.Run) -> tuple[dict[str, Any], dict[str, int]]:
   return lowered, resident
 
 
-def measure(run: progressive.Run) -> dict[str, Any]:
+def measure(run: run_lib.Run) -> dict[str, Any]:
   """Compiles the programs of a run and adds up what they need.
 
   Args:
-    run: of `progressive.assemble`, with `start` set.
+    run: of `run_lib.assemble`, with `start` set.
 
   Returns:
     Ready for JSON: `programs`, `resident_bytes`, and `peak_bytes_of_these`:

@@ -6,17 +6,21 @@
 import base64
 import html as html_lib
 import io
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mtf_jax.studies.progressive.rounds import DRIFT_BIN, HALF_WIDTH
+from mtf_jax.evaluation.statistics import mean_interval
+from mtf_jax.evaluation.tables import Table
+from mtf_jax.studies.progressive.config import HALF_WIDTH
+from mtf_jax.studies.progressive.drift import DRIFT_BIN
 from mtf_jax.worlds.world import TASKS
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#1f5aa6", "#d9822b", "#3a8f5c", "#777777"
+
+
 _STYLE = (
   "body{font:15px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}"
   "table{border-collapse:collapse;margin:1em 0;font-size:13px}"
@@ -27,28 +31,9 @@ _STYLE = (
   "summary{cursor:pointer;font-weight:bold;margin:.5em 0}"
   "pre{font-size:12px;background:#f5f5f5;padding:1em;overflow-x:auto}"
 )
-# 97.5% quantiles of Student's t by degrees of freedom, from 1.
-_STUDENT = (
-  *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-  *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-  *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+
+
 _ACTIONS = [f"{kind} {task}" for kind in ("power", "bias") for task in TASKS]
-
-
-class Table(NamedTuple):
-  """A heading, a sentence and rows of text.
-
-  title: heading.
-  note: what the numbers are.
-  header: names of the columns.
-  rows: cells.
-  """
-
-  title: str
-  note: str
-  header: Sequence[str]
-  rows: Sequence[Sequence[str]]
 
 
 def _gain(figures: Mapping[str, Any], name: str) -> str:
@@ -100,14 +85,6 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
     f" Hate rate of ES: {result['rounds'][0]['hate_rate_base']:.5f}."
   )
   return Table(title, note, header, rows)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-  """95% interval of a mean over two or more seeds, Student's t."""
-  quantile = (*_STUDENT, 1.96)[min(len(values) - 2, len(_STUDENT))]
-  error = quantile * statistics.stdev(values) / math.sqrt(len(values))
-  mean = statistics.fmean(values)
-  return mean - error, mean + error
 
 
 # (leaving model, critic) -> seed -> figures as in `summary.json`.
@@ -207,20 +184,6 @@ def markdown(tables: Sequence[Table], configuration: str) -> str:
     parts.append(f"## {table.title}\n\n{table.note}\n\n{body}\n")
   parts.append(f"## Configuration\n\n```json\n{configuration}\n```\n")
   return "\n".join(parts)
-
-
-def text(table: Table) -> str:
-  """A table for a terminal."""
-  lines = [table.header, *table.rows]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  body = "\n".join(
-    "  ".join(
-      cell.ljust(width) if n == 0 else cell.rjust(width)
-      for n, (cell, width) in enumerate(zip(line, widths, strict=True))
-    )
-    for line in lines
-  )
-  return f"{table.title}\n{table.note}\n\n{body}\n"
 
 
 def _figure(width: float, height: float):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mtf_jax.evaluation import oracle
+from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.oracle import Search
-from mtf_jax.studies.audit import audit
+from mtf_jax.studies.audit import audit, marginals, probe
+from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.response import BEHAVIOURS
@@ -24,7 +26,7 @@ def _facts(num_rows=4000, click=0.5, seed=0):
   user = np.arange(num_rows) // 40
   duration = np.full(num_rows, 60.0)
   duration[0] = np.inf
-  return audit.describe(feedback, duration, user, rng.permutation(user))
+  return marginals.describe(feedback, duration, user, rng.permutation(user))
 
 
 def test_describe_by_hand():
@@ -44,16 +46,16 @@ def test_icc_of_known_heterogeneity():
   a, b = 3.0, 3.0
   groups = np.repeat(np.arange(2000), 20)
   event = rng.random(groups.size) < np.repeat(rng.beta(a, b, 2000), 20)
-  np.testing.assert_allclose(audit._icc(event, groups), 1 / 7, atol=0.02)
+  np.testing.assert_allclose(marginals._icc(event, groups), 1 / 7, atol=0.02)
 
 
 def test_compare_sees_each_kind_of_error():
   reference = _facts()
-  same = audit.compare(reference, reference)
+  same = marginals.marginal_errors(reference, reference)
   assert all(value == 0 for value in same.values())
   other = _facts(click=0.7)
   other["play_deciles"] = [2 * x for x in reference["play_deciles"]]
-  errors = audit.compare(other, reference)
+  errors = marginals.marginal_errors(other, reference)
   np.testing.assert_allclose(errors["marginals_max_rel_error"], 0.4, atol=0.05)
   np.testing.assert_allclose(errors["play_time_deciles_max_rel_error"], 1.0)
 
@@ -64,7 +66,7 @@ def test_relative_gain_interval():
   for _ in range(200):
     base = 10 + rng.standard_normal(400)
     better = 1.02 * base + 0.5 * rng.standard_normal(400)
-    gain = oracle.relative_gain(better, base)
+    gain = stats.relative_gain(better, base)
     covered += gain.low < 2.0 < gain.high
   assert 180 < covered <= 199
 
@@ -95,7 +97,7 @@ def test_search_finds_a_gain(few):
     )
     return np.asarray(returns.expected).sum(axis=1)
 
-  assert oracle.relative_gain(value(found), value(start)).low > 0
+  assert stats.relative_gain(value(found), value(start)).low > 0
 
 
 def test_boxed_policy_stays_in_its_box(few):
@@ -129,15 +131,17 @@ def test_probe_errors_take_sessions_as_units(few):
   """
   center = jnp.zeros(10)
   scaling = oracle.start_policy(few, env.observe, center, 0.15, False)
-  effort = audit.PRESETS["smoke"]._replace(probe_sessions=2048, max_requests=12)
-  probe, figures = audit.linear_probe(few, center, scaling, effort)
+  effort = effort_lib.PRESETS["smoke"]._replace(
+    probe_sessions=2048, max_requests=12
+  )
+  policy, figures = probe.linear_probe(few, center, scaling, effort)
   assert figures["rows"] > 4 * 2048
-  assert figures["coefficients"] == probe.weights.size == 260
+  assert figures["coefficients"] == policy.weights.size == 260
   assert figures["beyond_3_sigma"] <= 6
 
 
 def test_embedded_reference_has_what_the_audit_needs():
-  reference = audit.load_reference()
+  reference = marginals.load_reference()
   assert set(reference["rates"]) == set(BEHAVIOURS) - {"play_seconds"}
   assert len(reference["play_deciles"]) == 9
 
@@ -146,7 +150,7 @@ def test_embedded_reference_has_what_the_audit_needs():
 def test_default_slates_look_like_the_log(small_world, key):
   """The small world; the base world's figures are in docs/results/worlds.md."""
   facts = audit.shown_under_defaults(small_world, 2048, 8)
-  errors = audit.compare(facts, audit.load_reference())
+  errors = marginals.marginal_errors(facts, marginals.load_reference())
   limit = {"marginals": 0.10, "deciles": 0.15, "lift": 0.35}[key]
   (value,) = (v for name, v in errors.items() if key in name)
   assert value < limit

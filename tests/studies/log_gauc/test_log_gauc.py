@@ -18,7 +18,8 @@ from mtf_jax.fitting import kuairand_world
 from mtf_jax.kernels import fusion
 from mtf_jax.studies.log_gauc import held_out
 from mtf_jax.studies.progressive import finished
-from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import service as service_lib
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.worlds import env
 from mtf_jax.worlds import io as world_io
@@ -172,7 +173,7 @@ def run_dir(fitted, tmp_path):
   """
   _, world = fitted
   folder = tmp_path / "run"
-  algorithm = progressive.make_algorithm(TINY.train, world)
+  algorithm = run_lib.make_algorithm(TINY.train, world)
   plan = {
     "seeds": _SEEDS,
     "parallel_seeds": 2,
@@ -181,8 +182,8 @@ def run_dir(fitted, tmp_path):
     "config": TINY.to_json(),
   }
   record = {"worlds": [fingerprint(world)] * 2, "seeds": _SEEDS}
-  run = progressive.assemble(TINY, [world] * 2, _SEEDS, algorithm)
-  state = progressive.with_algorithm(run, TINY, algorithm).start
+  run = run_lib.assemble(TINY, [world] * 2, _SEEDS, algorithm)
+  state = run_lib.with_algorithm(run, TINY, algorithm).start
   zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
   state = state._replace(
     actor_params={**state.actor_params, "network": zeros},
@@ -201,7 +202,7 @@ def run_dir(fitted, tmp_path):
       else:
         of_name = {"one_round": {}}
       checkpoints.save(
-        n, progressive.start_at(state, action), {**record, **of_name}
+        n, service_lib.start_at(state, action), {**record, **of_name}
       )
     checkpoints.close()
   (folder / "run.json").write_text(json.dumps(plan))

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from mtf_jax.data import session_log, transitions
+from mtf_jax.evaluation import ab_test
+from mtf_jax.evaluation import statistics as stats
 from mtf_jax.kernels.exploration import action_box
+from mtf_jax.studies.progressive import baselines
+from mtf_jax.studies.progressive import collect as collect_lib
+from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import memory as progressive_memory
 from mtf_jax.studies.progressive import rounds as progressive
+from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import service as service_lib
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds import rollout as rollout_lib
 from tests.small_world import small_world
@@ -22,15 +29,15 @@ def world():
 
 @pytest.fixture(scope="module")
 def run(world):
-  return progressive.prepare(TINY, [world] * 2, [0, 1], tiny_algorithm())
+  return baselines.prepare(TINY, [world] * 2, [0, 1], tiny_algorithm())
 
 
 def _first(tree):
-  return progressive.lane(tree, 0)
+  return run_lib.tree_index(tree, 0)
 
 
 def _service(state, half_width=0.0):
-  return progressive.service(_first(state), half_width)
+  return service_lib.service(_first(state), half_width)
 
 
 def _collect(run, half_width=0.15):
@@ -80,12 +87,12 @@ def test_not_exploring_serves_the_policy_itself(run):
 
 def test_device_rows_are_the_packed_log(run):
   rows = _collect(run)
-  flat = progressive.flat_rows(rows)
+  flat = collect_lib.flat_rows(rows)
   # Two seeds and room to spare, the second half of it filled.
-  part = progressive.stack([flat, jax.tree.map(lambda x: x[::-1], flat)])
+  part = run_lib.tree_stack([flat, jax.tree.map(lambda x: x[::-1], flat)])
   first = jnp.asarray(part.terminal.shape[1], jnp.int32)
-  whole = progressive.put_rows(progressive.empty_rows(part, 2), part, first)
-  device = _first(progressive.as_dataset(whole))
+  whole = collect_lib.put_rows(collect_lib.empty_rows(part, 2), part, first)
+  device = _first(collect_lib.as_dataset(whole))
   log = rollout_lib.pack(rows)
   cut = np.append(log.bootstrap_only[1:], False)
   assert cut.any() and log.terminal.any()
@@ -116,7 +123,7 @@ def test_device_rows_are_the_packed_log(run):
 
 def test_actor_starts_at_es_and_has_the_full_range(run):
   start = run.es[0]
-  es = progressive.es_service(run)
+  es = baselines.es_service(run)
   service = _service(run.start._replace(actor_params=es.actor_params))
   assert np.any(np.abs(start) > 0.01)
   for n in range(3):
@@ -139,9 +146,7 @@ def test_judging_pairs_users_and_keeps_the_reward(run):
   judging, table, world = map(_first, (run.judging, run.table, run.world))
 
   def judge(params):
-    return progressive.judge(
-      key, judging, table, run.algorithm.act, params, 96, 6
-    )
+    return ab_test.judge(key, judging, table, run.algorithm.act, params, 96, 6)
 
   service = _service(run.start)
   policy = judge(service)
@@ -175,7 +180,7 @@ def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
     params = _service(run.start, half_width)
     act = run.algorithm.act
     key = jax.random.key(9)
-    return progressive.judge(
+    return ab_test.judge(
       key, judging, table, act, params, 96, 6, held=jnp.asarray(held)
     )
 
@@ -189,7 +194,7 @@ def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
   np.testing.assert_array_equal(held.reward[once], anew.reward[once])
 
 
-@pytest.mark.parametrize("exploration", progressive.EXPLORATIONS)
+@pytest.mark.parametrize("exploration", config_lib.EXPLORATIONS)
 def test_rounds_log_the_exploration_that_is_asked_for(run, exploration):
   config = dataclasses.replace(TINY, exploration=exploration)
   split = jax.vmap(jax.random.split)(run.keys["round"])
@@ -216,19 +221,21 @@ def test_interval_counts_users_not_sessions():
   base = rng.gamma(4.0, size=400)
   policy = base * (1.02 + 0.1 * rng.standard_normal(400))
   user = np.arange(400)
-  once = progressive.compare(policy, base, user)
-  thrice = progressive.compare(*(np.repeat(x, 3) for x in (policy, base, user)))
+  once = stats.paired_comparison(policy, base, user)
+  thrice = stats.paired_comparison(
+    *(np.repeat(x, 3) for x in (policy, base, user))
+  )
   np.testing.assert_allclose(once.gain, thrice.gain, rtol=1e-9)
   np.testing.assert_allclose(once.ci95, thrice.ci95, rtol=1e-9)
   assert once.ci95[0] < 2.0 < once.ci95[1]
   half_width = (once.ci95[1] - once.ci95[0]) / 2
   assert 0.5 < half_width < 2.0
   # At the edge of its interval a gain has p = 0.05.
-  edge = progressive.compare(
+  edge = stats.paired_comparison(
     policy - base.mean() * once.ci95[0] / 100, base, user
   )
   assert edge.p_value == pytest.approx(0.05, abs=0.01)
-  same = progressive.compare(base, base, user)
+  same = stats.paired_comparison(base, base, user)
   assert same.gain == 0 and same.p_value == 1
 
 
@@ -236,7 +243,7 @@ def test_a_seed_has_its_figures_alone_and_beside_others(run, world):
   """To 1e-3: contractions are batched anew."""
   assert not np.allclose(run.es[0], run.es[1])
   state, figures = progressive.play_round(run, run.start, 0)
-  alone = progressive.prepare(TINY, [world], [1], run.algorithm)
+  alone = baselines.prepare(TINY, [world], [1], run.algorithm)
   np.testing.assert_array_equal(
     alone.world.population[0], run.world.population[1]
   )
@@ -266,7 +273,7 @@ def test_rounds_repeat_and_move_the_policy(run, world):
     np.testing.assert_allclose(histogram.sum(axis=1), 1, rtol=1e-5)
     low, high = of_seed["reward_gain_ci95"]
     assert low < of_seed["reward_gain_pct"] < high
-  again = progressive.prepare(TINY, [world] * 2, [0, 1], run.algorithm)
+  again = baselines.prepare(TINY, [world] * 2, [0, 1], run.algorithm)
   same_state, same = progressive.play_round(again, again.start, 0)
   for ours, theirs in zip(same, figures, strict=True):
     assert _without_seconds(ours) == _without_seconds(theirs)
@@ -296,20 +303,18 @@ def test_sessions_are_collected_in_parts(run):
 def test_one_round_and_headroom_have_their_figures(run):
   state, once = progressive.play_once(run)
   # Sessions of up to 8 requests instead of 6: another figure, and not far off.
-  for cut, uncut in zip(
-    once, progressive.uncut_figures(run, state), strict=True
-  ):
+  for cut, uncut in zip(once, baselines.uncut_figures(run, state), strict=True):
     assert uncut["reward_gain_pct"] != cut["reward_gain_pct"]
     assert abs(uncut["reward_gain_pct"] - cut["reward_gain_pct"]) < 10
   assert state.actor_params["start"].shape == run.es.shape
   assert all(np.isfinite(figures["reward_gain_pct"]) for figures in once)
-  for bound in progressive.headroom_figures(run):
+  for bound in baselines.headroom_figures(run):
     low, high = bound["headroom_ci95"]
     assert low < bound["headroom_pct"] < high
 
 
 def test_es_goes_on_with_the_budget_of_the_rounds(run):
-  longer = progressive.longer_es(run)
+  longer = baselines.longer_es(run)
   assert longer.sessions == TINY.rounds * TINY.sessions_per_round
   assert np.all(np.abs(longer.action) <= 0.95)
   assert not np.any(np.all(longer.action == run.es, axis=1))

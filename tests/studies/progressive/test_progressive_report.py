@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from mtf_jax.evaluation import statistics as stats
 from mtf_jax.studies.progressive import report as progressive_report
 
 
@@ -11,7 +12,7 @@ def test_mean_interval_is_student_s(count):
   expected = scipy.stats.t.interval(
     0.95, count - 1, values.mean(), scipy.stats.sem(values)
   )
-  found = progressive_report.mean_interval(values.tolist())
+  found = stats.mean_interval(values.tolist())
   # Beyond 30 degrees of freedom the normal quantile is 4% too narrow at most.
   rtol = 1e-3 if count < 32 else 5e-2
   np.testing.assert_allclose(found, expected, rtol=rtol)

@@ -1,0 +1,141 @@
+"""Policies judged on the same sessions, and what one gained over another.
+
+Letters: `B` sessions, `T` requests, `O` outcomes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtf_jax import policies
+from mtf_jax.evaluation.statistics import paired_comparison
+from mtf_jax.worlds import env
+from mtf_jax.worlds import returns as returns_lib
+from mtf_jax.worlds.response import BEHAVIOURS
+from mtf_jax.worlds.returns import ExpectedRewards
+from mtf_jax.worlds.world import World
+
+OUTCOMES = ("valid", "play_seconds", "hate")
+
+
+class Judged(NamedTuple):
+  """What a policy's sessions brought, `[B, ...]`, in an order of sessions that
+  is the same for every policy judged with one key.
+
+  user: int32 `[B]`.
+  reward: float32 `[B]`, sum over the groups.
+  outcome: float32 `[B, O]`: valid consumptions, seconds played, hates.
+  requests: float32 `[B]`.
+  """
+
+  user: jax.Array
+  reward: jax.Array
+  outcome: jax.Array
+  requests: jax.Array
+
+
+def judging_world(world: World) -> World:
+  """The world with a reward group more for each outcome to be judged.
+
+  Expected-value accounting then covers them. The reward groups are no part of
+  what happens in a session.
+  """
+  more = np.zeros((len(OUTCOMES), len(BEHAVIOURS)), np.float32)
+  for row, name in enumerate(OUTCOMES):
+    more[row, BEHAVIOURS.index(name)] = 1.0
+  weights = jnp.concatenate([world.group_weights, jnp.asarray(more)])
+  return world.replace(group_weights=weights)
+
+
+def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
+  """The part of a judging world's table that is the world's own."""
+  num_groups = world.group_weights.shape[-2]
+  return table._replace(reward=table.reward[..., :num_groups])
+
+
+@functools.partial(
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "look")
+)
+def judge(
+  rng_key: chex.PRNGKey,
+  world: World,
+  table: ExpectedRewards,
+  act: policies.Act,
+  params: Any,
+  num_sessions: int,
+  max_requests: int,
+  look: Callable = env.observe,
+  held: chex.Numeric = False,
+) -> Judged:
+  """Runs a policy; one key gives every policy the same users and noise.
+
+  Args:
+    rng_key: random number generator key, consumed.
+    world: of `judging_world`.
+    table: `returns.expected_rewards(world)`.
+    act: the policy, static.
+    params: its parameters.
+    num_sessions: `B`, static.
+    max_requests: `T`, static.
+    look: what the policy sees, static.
+    held: whether exploration is held over a session.
+
+  Returns:
+    Expected outcomes by session.
+  """
+  world_key, policy_key = jax.random.split(rng_key)
+
+  def one(world_key, policy_key):
+    returns = returns_lib.session_return(
+      world, table, act, params, max_requests, look, world_key, policy_key, held
+    )
+    return env.reset(world_key, world).user, returns
+
+  user, returns = jax.vmap(one)(
+    jax.random.split(world_key, num_sessions),
+    jax.random.split(policy_key, num_sessions),
+  )
+  groups = returns.expected.shape[1] - len(OUTCOMES)
+  return Judged(
+    user=user,
+    reward=jnp.sum(returns.expected[:, :groups], axis=1),
+    outcome=returns.expected[:, groups:],
+    requests=returns.requests,
+  )
+
+
+def figures(policy: Judged, base: Judged, slate_size: int) -> dict[str, Any]:
+  """Gains of a policy over a base, ready for JSON.
+
+  Args:
+    policy, base: judged with the same key.
+    slate_size: items of a list.
+
+  Returns:
+    For reward, valid consumption, duration (both per session and, the sessions
+    being the same, per user) and session length: `*_gain_pct`, `*_gain_ci95`,
+    `*_p_value`. Hate rates per shown item.
+  """
+  column = {name: n for n, name in enumerate(OUTCOMES)}
+  values = {
+    "reward": (policy.reward, base.reward),
+    "uvc": [x.outcome[:, column["valid"]] for x in (policy, base)],
+    "udt": [x.outcome[:, column["play_seconds"]] for x in (policy, base)],
+    "session_length": (policy.requests, base.requests),
+  }
+  result: dict[str, Any] = {}
+  for name, (ours, theirs) in values.items():
+    gain = paired_comparison(ours, theirs, base.user)
+    result[f"{name}_gain_pct"] = gain.gain
+    result[f"{name}_gain_ci95"] = list(gain.ci95)
+    result[f"{name}_p_value"] = gain.p_value
+  for name, judged in (("hate_rate", policy), ("hate_rate_base", base)):
+    hates = np.asarray(judged.outcome[:, column["hate"]], np.float64).sum()
+    shown = np.asarray(judged.requests, np.float64).sum() * slate_size
+    result[name] = float(hates / shown)
+  return result

@@ -1,0 +1,123 @@
+"""Intervals and paired comparisons: what a difference is worth.
+
+Letters: `B` sessions, `N` units, `R` replicates.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import numpy as np
+
+
+class Gain(NamedTuple):
+  """Relative gain of a policy over another, percent, with a 95% interval."""
+
+  percent: float
+  low: float
+  high: float
+
+
+def relative_gain(better: np.ndarray, base: np.ndarray) -> Gain:
+  """Gain of paired per-session returns, delta method.
+
+  Args:
+    better: `[B]` returns of the policy.
+    base: `[B]` returns of the other one, same sessions in the same order.
+
+  Returns:
+    `100 (mean(better) / mean(base) - 1)` and its 95% interval.
+  """
+  better, base = np.asarray(better, np.float64), np.asarray(base, np.float64)
+  ratio = better.mean() / base.mean()
+  error = np.std(better - ratio * base) / (base.mean() * np.sqrt(base.size))
+  percent = 100.0 * (ratio - 1.0)
+  return Gain(percent, percent - 196.0 * error, percent + 196.0 * error)
+
+
+def resample(num_units: int, replicates: int, seed: int) -> np.ndarray:
+  """How often each replicate has each unit, as many draws as there are units.
+
+  Args:
+    num_units: `N`.
+    replicates: `R`.
+    seed: of the draws.
+
+  Returns:
+    float32 `[R, N]`, rows that sum to `N`.
+  """
+  rng = np.random.default_rng(seed)
+  counts = np.empty((replicates, num_units), np.float32)
+  for row in counts:
+    drawn = rng.integers(num_units, size=num_units)
+    row[:] = np.bincount(drawn, minlength=num_units)
+  return counts
+
+
+def interval(replicates: np.ndarray) -> list[Any]:
+  """Percentile interval of 95%, as JSON has it; None where it is undefined."""
+  if not np.isfinite(replicates).all():
+    return [None, None]
+  return np.quantile(replicates, [0.025, 0.975]).tolist()
+
+
+class Comparison(NamedTuple):
+  """Relative gain of one policy over another, percent.
+
+  gain: over the base.
+  ci95: its 95% interval.
+  p_value: two-sided, of no gain.
+  """
+
+  gain: float
+  ci95: tuple[float, float]
+  p_value: float
+
+
+def paired_comparison(
+  policy: chex.Array, base: chex.Array, user: chex.Array
+) -> Comparison:
+  """Paired comparison of sums per session, users being the units.
+
+  Sessions of one user are not independent, so each user's sessions are added up
+  first; the interval is that of the ratio of means over users (delta method,
+  normal), and speaks of other users of the same world.
+
+  Args:
+    policy: `[B]` of the policy.
+    base: `[B]` of the base, same sessions.
+    user: `[B]` the sessions' users.
+
+  Returns:
+    The gain.
+  """
+  _, unit = np.unique(np.asarray(user), return_inverse=True)
+  gain = relative_gain(
+    np.bincount(unit, np.asarray(policy)), np.bincount(unit, np.asarray(base))
+  )
+  error = (gain.high - gain.low) / (2 * 1.96)
+  # Equal policies have no error and no gain.
+  z = gain.percent / error if error > 0 else 0.0
+  return Comparison(
+    float(gain.percent),
+    (float(gain.low), float(gain.high)),
+    math.erfc(abs(z) / math.sqrt(2)),
+  )
+
+
+# 97.5% quantiles of Student's t by degrees of freedom, from 1.
+_STUDENT = (
+  *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+  *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+  *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+  """95% interval of a mean over two or more seeds, Student's t."""
+  quantile = (*_STUDENT, 1.96)[min(len(values) - 2, len(_STUDENT))]
+  error = quantile * statistics.stdev(values) / math.sqrt(len(values))
+  mean = statistics.fmean(values)
+  return mean - error, mean + error
