@@ -46,6 +46,8 @@ setuptools.setup(
     "plots": ["matplotlib>=3.9"],
     "dev": [
       "hypothesis>=6.100",
+      # Holds that imports run downwards only.
+      "import-linter>=2.1",
       "matplotlib>=3.9",
       "pyarrow>=18",
       "pytest>=8",
@@ -61,6 +63,7 @@ setuptools.setup(
     "Operating System :: OS Independent",
     "Programming Language :: Python :: 3.11",
     "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
     "Typing :: Typed",
   ],

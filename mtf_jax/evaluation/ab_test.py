@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax import policies
+from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.evaluation.statistics import paired_comparison
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
-from mtf_jax.worlds.response import BEHAVIOURS
 from mtf_jax.worlds.returns import ExpectedRewards
 from mtf_jax.worlds.world import World
 

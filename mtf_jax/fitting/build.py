@@ -15,16 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.data.behaviours import (
+  BEHAVIOURS,
+  INTERACTIONS,
+  PICTURE_SECONDS,
+  TASKS,
+)
 from mtf_jax.fitting.population import load_population
 from mtf_jax.kernels.fusion import FusionSpec
 from mtf_jax.worlds import env
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds import satisfaction as satisfaction_lib
 from mtf_jax.worlds.leaving import LEAVING_MODELS, make_leaving
-from mtf_jax.worlds.response import BEHAVIOURS, INTERACTIONS, ResponseModel
+from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.satisfaction import Satisfaction
 from mtf_jax.worlds.scores import ScoreTables
-from mtf_jax.worlds.world import TASKS, World, default_group_weights
+from mtf_jax.worlds.world import World, default_group_weights
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
 _CHUNK = 256  # users a block of the retrieval holds in memory
@@ -288,7 +294,9 @@ def _default_slates(
       )
       interest = response_lib.interest(world.response, user, result.items)
       duration = world.response.duration[result.items]
-      duration = jnp.log(jnp.where(jnp.isinf(duration), 60.0, duration))
+      duration = jnp.log(
+        jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
+      )
       used_to = satisfaction_lib.item_satisfaction(
         world.satisfaction, user, result.items, expected, jnp.zeros(())
       )

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data import kuairand
+from mtf_jax.data.behaviours import INTERACTIONS, TASKS
 from mtf_jax.fitting import build
 from mtf_jax.fitting.response_fit import fit_response
 from mtf_jax.ranking import features
 from mtf_jax.ranking import ranker as ranker_lib
-from mtf_jax.worlds.response import INTERACTIONS, ResponseModel
+from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.scores import encode_scores
-from mtf_jax.worlds.world import TASKS, World
+from mtf_jax.worlds.world import World
 
 # Share of a taste's variance that the user's own fitted effects explain; the
 # rest is drawn, since a log tells behaviours and not contentment.

@@ -20,26 +20,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mtf_jax.data import behaviours
+from mtf_jax.data.behaviours import NUM_BUCKETS, duration_bucket
 from mtf_jax.worlds import response as response_lib
 
 NUM_FACTORS = 8
 
-# Durations at which the buckets of the play tables end, seconds; pictures have
-# the last bucket of their own.
-DURATION_EDGES = (
-  8.0,
-  12.0,
-  16.0,
-  22.0,
-  30.0,
-  45.0,
-  60.0,
-  90.0,
-  120.0,
-  180.0,
-  270.0,
-)
-NUM_BUCKETS = len(DURATION_EDGES) + 2
 
 # Logit effects of users and items on an interaction live on this grid.
 EFFECT_GRID = np.linspace(-6.0, 6.0, 25).astype(np.float32)
@@ -84,12 +70,6 @@ class ResponsePopulation(NamedTuple):
   item_effect_weights: np.ndarray
 
 
-def duration_bucket(duration: np.ndarray) -> np.ndarray:
-  """Row of the play table for durations in seconds, int32."""
-  bucket = np.searchsorted(DURATION_EDGES, duration, side="right")
-  return np.where(np.isinf(duration), NUM_BUCKETS - 1, bucket).astype(np.int32)
-
-
 def save_population(
   population: ResponsePopulation, path: str | os.PathLike, source: str
 ) -> None:
@@ -121,7 +101,7 @@ def load_population(
     fields = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
   except json.JSONDecodeError as error:
     raise ValueError(f"{path}: expected JSON, found {error}.") from error
-  num = len(response_lib.INTERACTIONS)
+  num = len(behaviours.INTERACTIONS)
   shapes = {
     "duration_quantiles": (len(fields.get("duration_quantiles", ())),),
     "play_table": (NUM_BUCKETS, response_lib.Z_POINTS),

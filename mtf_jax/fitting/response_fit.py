@@ -29,14 +29,12 @@ import numpy as np
 import optax
 from jax.scipy import special
 
-from mtf_jax.data import kuairand
+from mtf_jax.data import behaviours, kuairand
+from mtf_jax.data.behaviours import DURATION_EDGES, NUM_BUCKETS, duration_bucket
 from mtf_jax.fitting.population import (
-  DURATION_EDGES,
   EFFECT_GRID,
-  NUM_BUCKETS,
   NUM_FACTORS,
   ResponsePopulation,
-  duration_bucket,
 )
 from mtf_jax.worlds import response as response_lib
 
@@ -336,7 +334,7 @@ def _fit_interaction(
 
 def _fit_interactions(log, beyond, num_users, num_items, rng):
   labels = np.stack(
-    [getattr(log, name) for name in response_lib.INTERACTIONS], axis=1
+    [getattr(log, name) for name in behaviours.INTERACTIONS], axis=1
   ).astype(np.float32)
   num = labels.shape[1]
   knots = response_lib.PLAY_KNOTS
@@ -432,7 +430,7 @@ def fit_response(
   random_item = rng.integers(num_items, size=100_000)
 
   clicked = log.play_seconds >= np.minimum(
-    response_lib.CLICK_SECONDS, log.duration
+    behaviours.CLICK_SECONDS, log.duration
   )
   bucket = duration_bucket(catalogue.duration)
   columns = (log.user, log.item, bucket[log.item], beyond, clicked)

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.data.behaviours import BEHAVIOURS, INTERACTIONS, TASKS
 from mtf_jax.fitting import build
 from mtf_jax.fitting.population import synthetic_response
 from mtf_jax.worlds import response as response_lib
-from mtf_jax.worlds.response import BEHAVIOURS, INTERACTIONS, ResponseModel
+from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.scores import ScoreTables, encode_scores
-from mtf_jax.worlds.world import TASKS, World
+from mtf_jax.worlds.world import World
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
 

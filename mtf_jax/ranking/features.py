@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtf_jax.data import kuairand
-from mtf_jax.fitting import population
-from mtf_jax.worlds import response
+from mtf_jax.data import behaviours, kuairand
 
 # What is encoded per user and per video: rates and the mean log play time.
 ENCODED = ("valid", "finish", "click", "long_view", "interaction", "log_play")
@@ -31,10 +29,10 @@ def labels(log: kuairand.ImpressionLog) -> dict[str, np.ndarray]:
   play, duration = log.play_seconds, log.duration
   interaction = (log.like + log.comment + log.follow + log.forward) > 0
   columns = {
-    "valid": play > response.VALID_SECONDS,
+    "valid": play > behaviours.VALID_SECONDS,
     "finish": play >= duration,
-    "click": play >= np.minimum(response.CLICK_SECONDS, duration),
-    "long_view": play >= np.minimum(response.LONG_VIEW_SECONDS, duration),
+    "click": play >= np.minimum(behaviours.CLICK_SECONDS, duration),
+    "long_view": play >= np.minimum(behaviours.LONG_VIEW_SECONDS, duration),
     "interaction": interaction,
     "log_play": np.log1p(play),
   }
@@ -86,7 +84,7 @@ def _sums(groups, size, targets):
 
 
 def _pair(users, buckets):
-  return users.astype(np.int64) * population.NUM_BUCKETS + buckets
+  return users.astype(np.int64) * behaviours.NUM_BUCKETS + buckets
 
 
 def _keys(log, bucket):
@@ -115,11 +113,11 @@ def fit_encoder(
   targets = np.stack([known[name] for name in ENCODED], axis=1)
   targets = targets.astype(np.float64)
   mean = targets.mean(axis=0)
-  bucket = population.duration_bucket(catalogue.duration)
+  bucket = behaviours.duration_bucket(catalogue.duration)
   sizes = (
     len(catalogue.user_ids),
     len(catalogue.video_ids),
-    len(catalogue.user_ids) * population.NUM_BUCKETS,
+    len(catalogue.user_ids) * behaviours.NUM_BUCKETS,
   )
   tables, own_rows = [], []
   _, day = np.unique(log.date, return_inverse=True)

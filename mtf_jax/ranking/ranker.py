@@ -21,11 +21,15 @@ import numpy as np
 import optax
 
 from mtf_jax.data import kuairand
+from mtf_jax.data.behaviours import TASKS
 from mtf_jax.ranking import features, metrics
 
-TASKS = ("valid", "watch_time", "finish", "interaction", "long_view")
 _HEADS = (*TASKS, "click")
+
+
 _WATCH_TIME = TASKS.index("watch_time")
+
+
 _SERVED_TAB = 1  # the single-column feed, 78% of the impressions
 
 

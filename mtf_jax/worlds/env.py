@@ -18,6 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mtf_jax.data import behaviours
 from mtf_jax.kernels import fusion
 from mtf_jax.kernels.rewards import list_reward
 from mtf_jax.worlds import noise
@@ -26,7 +27,7 @@ from mtf_jax.worlds import satisfaction as satisfaction_lib
 from mtf_jax.worlds.scores import lookup_scores
 from mtf_jax.worlds.world import SESSION_FEATURES, World
 
-_B = {name: n for n, name in enumerate(response_lib.BEHAVIOURS)}
+_B = {name: n for n, name in enumerate(behaviours.BEHAVIOURS)}
 
 
 # Column of the counter-based noise that decides leaving; above any candidate.

@@ -36,35 +36,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 
+from mtf_jax.data.behaviours import (
+  CLICK_SECONDS,
+  INTERACTIONS,
+  LONG_VIEW_SECONDS,
+  PICTURE_SECONDS,
+  VALID_SECONDS,
+)
 from mtf_jax.kernels import _checks
 
-BEHAVIOURS = (
-  "valid",
-  "play_seconds",
-  "finish",
-  "click",
-  "long_view",
-  "like",
-  "comment",
-  "follow",
-  "forward",
-  "hate",
-)
-INTERACTIONS = BEHAVIOURS[5:]
 NUM_UNIFORMS = 2  # per shown item: play time, interactions
 
-VALID_SECONDS = 10.0  # UnifiedRL: a video played for more than 10 s
-CLICK_SECONDS = 7.0  # KuaiRand's recording rule, or the whole video
-LONG_VIEW_SECONDS = 18.0  # KuaiRand's recording rule, or the whole video
 
 # Grid of the latent play propensity on which the play tables are given.
 Z_MIN, Z_MAX, Z_POINTS = -5.0, 5.0, 161
+
+
 # Play knots of the interaction logits, uniform in log1p(seconds).
 PLAY_KNOTS = 13
+
+
 KNOT_SPACING = float(np.log1p(1200.0)) / (PLAY_KNOTS - 1)
 
-# Pictures have no duration (`inf`): their play table is in this unit.
-_PICTURE_SECONDS = 60.0
+
 # Standard normal residuals on which `expected_responses` integrates.
 _QUADRATURE = np.linspace(-4.0, 4.0, 33)
 
@@ -143,14 +137,14 @@ def play_fraction(play_seconds: np.ndarray, duration: np.ndarray) -> np.ndarray:
   Returns:
     The fraction, of the broadcast shape.
   """
-  unit = np.where(np.isinf(duration), _PICTURE_SECONDS, duration)
+  unit = np.where(np.isinf(duration), PICTURE_SECONDS, duration)
   part = np.log1p(play_seconds) / np.log1p(unit)
   return np.where(play_seconds < unit, part, play_seconds / unit)
 
 
 def _play_seconds(fraction: jax.Array, duration: jax.Array) -> jax.Array:
   """Inverse of `play_fraction`, both `[L, ...]`."""
-  unit = jnp.where(jnp.isinf(duration), _PICTURE_SECONDS, duration)
+  unit = jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
   # The minimum keeps a watched video's play time exactly at `unit` or beyond
   # and a partly watched one's below, whatever the rounding of expm1.
   part = jnp.expm1(jnp.minimum(fraction, 1.0) * jnp.log1p(unit))
@@ -424,7 +418,7 @@ def _latent_thresholds(
   response: ResponseModel, duration: jax.Array, bucket: jax.Array
 ) -> list[jax.Array]:
   """`[L]` smallest z that crosses each threshold, as `_thresholds` orders."""
-  unit = jnp.where(jnp.isinf(duration), _PICTURE_SECONDS, duration)
+  unit = jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
   rows = response.play_table[bucket]
   spacing = (Z_MAX - Z_MIN) / (Z_POINTS - 1)
 

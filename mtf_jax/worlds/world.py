@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mtf_jax.data.behaviours import BEHAVIOURS, TASKS
 from mtf_jax.kernels.fusion import FusionSpec
 from mtf_jax.worlds import leaving as leaving_lib
 from mtf_jax.worlds import scores as scores_lib
-from mtf_jax.worlds.response import BEHAVIOURS, ResponseModel
+from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.satisfaction import Satisfaction
 
-TASKS = ("valid", "watch_time", "finish", "interaction", "long_view")
 REWARD_GROUPS = ("watch_time", "behaviours")
+
 
 # Running statistics of the session, in the order of the observation.
 SESSION_FEATURES = (
@@ -33,6 +34,8 @@ SESSION_FEATURES = (
     for name in ("click", "valid", "long_view", "finish", "interaction", "play")
   ),
 )
+
+
 CONTEXT_FEATURES = ("evening", "morning")
 
 

@@ -6,8 +6,8 @@ import kuairand_files
 import numpy as np
 import pytest
 
+from mtf_jax.data import behaviours
 from mtf_jax.fitting import population
-from mtf_jax.worlds import response
 
 
 def test_same_seed_same_model():
@@ -40,7 +40,7 @@ def test_log_like_impressions_have_the_published_rates():
   reach = np.sum(model.user_factors[users] * model.item_factors[items], axis=-1)
   best = np.argsort(-(reach + rng.gumbel(size=len(reach))))[:80_000]
   found = kuairand_files.simulate(model, users[best], items[best], 4)
-  rates = dict(zip(response.BEHAVIOURS, found.mean(axis=0), strict=True))
+  rates = dict(zip(behaviours.BEHAVIOURS, found.mean(axis=0), strict=True))
   for name, published in (
     ("click", 0.4597),
     ("long_view", 0.3318),

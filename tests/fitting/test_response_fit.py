@@ -7,14 +7,13 @@ import kuairand_files
 import numpy as np
 import pytest
 
-from mtf_jax.data import kuairand
-from mtf_jax.fitting import population, response_fit
-from mtf_jax.worlds import response
+from mtf_jax.data import behaviours, kuairand
+from mtf_jax.fitting import response_fit
 
 REAL = pathlib.Path(
   os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure")
 )
-INDEX = {name: n for n, name in enumerate(response.BEHAVIOURS)}
+INDEX = {name: n for n, name in enumerate(behaviours.BEHAVIOURS)}
 
 
 def _observed(log):
@@ -25,7 +24,7 @@ def _observed(log):
     play >= duration,
     play >= np.minimum(7, duration),
     play >= np.minimum(18, duration),
-    *(getattr(log, name) for name in response.INTERACTIONS),
+    *(getattr(log, name) for name in behaviours.INTERACTIONS),
   ]
   return np.stack(columns, axis=1).astype(np.float64)
 
@@ -70,7 +69,7 @@ def test_recovers_the_effects(recovered):
   np.testing.assert_allclose(
     constants.user_interest_scale, truth.user_interest.std(), rtol=0.25
   )
-  like = response.INTERACTIONS.index("like")
+  like = behaviours.INTERACTIONS.index("like")
   often = np.bincount(log.user, minlength=400) > 50
   assert (
     np.corrcoef(
@@ -116,7 +115,7 @@ def test_same_seed_same_fit(recovered):
 
 def test_a_bucket_without_rows_is_refused(recovered):
   _, catalogue, log, _, _ = recovered
-  part = log.select(population.duration_bucket(log.duration) != 3)
+  part = log.select(behaviours.duration_bucket(log.duration) != 3)
   with pytest.raises(ValueError, match="every duration bucket, found none in"):
     response_fit.fit_response(part, catalogue, np.random.default_rng(0))
 
@@ -144,7 +143,7 @@ def test_held_out_days_of_the_real_log():
   )
   # Rare behaviours: within 30% or three standard errors of their counts. The
   # like rate of the two days is 15% below that of the ten days before.
-  for name in response.INTERACTIONS:
+  for name in behaviours.INTERACTIONS:
     n = INDEX[name]
     count = observed[:, n].sum()
     gap = abs(simulated[:, n].sum() - count)

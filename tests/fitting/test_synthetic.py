@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.fitting import build, synthetic
 from mtf_jax.fitting.population import synthetic_response
 from mtf_jax.worlds import scores
-from mtf_jax.worlds.response import BEHAVIOURS
 from mtf_jax.worlds.world import fingerprint
 
 

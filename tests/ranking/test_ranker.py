@@ -7,7 +7,7 @@ import kuairand_files
 import numpy as np
 import pytest
 
-from mtf_jax.data import kuairand
+from mtf_jax.data import behaviours, kuairand
 from mtf_jax.ranking import features, ranker
 
 REAL = pathlib.Path(
@@ -69,7 +69,7 @@ def test_later_rows_use_all_training_days(days):
 def test_learns_what_the_simulated_users_do(days, trained):
   _, _, later = days
   report = ranker.evaluate(trained, later)
-  assert set(report) == {*ranker.TASKS, "click"}
+  assert set(report) == {*behaviours.TASKS, "click"}
   for name in ("valid", "long_view", "click", "finish"):
     assert report[name]["auc"] > 0.6, name
     assert report[name]["log_loss"] < report[name]["base_log_loss"], name
@@ -82,7 +82,7 @@ def test_linear_scores_of_blocks(trained):
   users = np.array([3, 9])
   items = np.array([[1, 5, 7], [7, 1, 2]])
   scores = ranker.linear_scores(trained, users, items)
-  assert scores.shape == (2, 3, len(ranker.TASKS))
+  assert scores.shape == (2, 3, len(behaviours.TASKS))
   assert scores.dtype == np.float32
   assert np.isfinite(scores).all()
   alone = ranker.linear_scores(trained, users[1:], np.array([2]))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax.data import behaviours
 from mtf_jax.fitting import population
 from mtf_jax.worlds import response
 
@@ -19,7 +20,7 @@ def model():
   duration[:2] = [np.inf, 5.0]
   drawn = drawn._replace(
     duration=duration,
-    duration_bucket=population.duration_bucket(duration),
+    duration_bucket=behaviours.duration_bucket(duration),
     # Interactions often enough to be counted.
     interaction_shift=np.float32(3.0),
     user_interaction=np.clip(drawn.user_interaction, -1, 1),

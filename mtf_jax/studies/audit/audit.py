@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from mtf_jax import policies
+from mtf_jax.data.behaviours import BEHAVIOURS, TASKS
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.oracle import LinearPolicy
@@ -34,9 +35,8 @@ from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.leaving import LEAVING_MODELS
-from mtf_jax.worlds.response import BEHAVIOURS
 from mtf_jax.worlds.returns import ExpectedRewards
-from mtf_jax.worlds.world import TASKS, World, fingerprint
+from mtf_jax.worlds.world import World, fingerprint
 
 
 def shown_under_defaults(

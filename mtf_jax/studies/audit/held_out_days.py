@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data import kuairand
+from mtf_jax.data import behaviours, kuairand
 from mtf_jax.fitting.response_fit import fit_response
 from mtf_jax.studies.audit import marginals
 from mtf_jax.worlds import response as response_lib
@@ -31,15 +31,15 @@ def _feedback(log: kuairand.ImpressionLog) -> np.ndarray:
   """`[N, E]`: thresholds derived from the play time, as a world has them."""
   play, duration = np.asarray(log.play_seconds), np.asarray(log.duration)
   derived = {
-    "valid": play > response_lib.VALID_SECONDS,
+    "valid": play > behaviours.VALID_SECONDS,
     "play_seconds": play,
     "finish": play >= duration,
-    "click": play >= np.minimum(response_lib.CLICK_SECONDS, duration),
-    "long_view": play >= np.minimum(response_lib.LONG_VIEW_SECONDS, duration),
+    "click": play >= np.minimum(behaviours.CLICK_SECONDS, duration),
+    "long_view": play >= np.minimum(behaviours.LONG_VIEW_SECONDS, duration),
   }
   columns = [
     derived[name] if name in derived else getattr(log, name)
-    for name in response_lib.BEHAVIOURS
+    for name in behaviours.BEHAVIOURS
   ]
   return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
 
@@ -145,7 +145,7 @@ def days_left_out(
     count = int(rows.sum())
     _, user = np.unique(log.user[rows], return_inverse=True)
     result = {"rows": count}
-    for n, name in enumerate(response_lib.BEHAVIOURS):
+    for n, name in enumerate(behaviours.BEHAVIOURS):
       deviation = (observed[:, n] - held_out[:, n])[rows]
       error = np.sqrt(np.sum(np.bincount(user, deviation) ** 2)) / count
       result[name] = {

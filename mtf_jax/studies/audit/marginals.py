@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.data.behaviours import BEHAVIOURS, PICTURE_SECONDS
 from mtf_jax.worlds import response as response_lib
-from mtf_jax.worlds.response import BEHAVIOURS
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
 
@@ -63,7 +63,7 @@ def describe(
   play = feedback[:, _B["play_seconds"]]
   binary = {name: feedback[:, _B[name]] > 0 for name in _BINARY}
   rates = {name: float(event.mean()) for name, event in binary.items()}
-  unit = np.where(np.isinf(duration), 60.0, duration)
+  unit = np.where(np.isinf(duration), PICTURE_SECONDS, duration)
 
   def by(values, edges):
     place = np.digitize(values, edges[1:-1])

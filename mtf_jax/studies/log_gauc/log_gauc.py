@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtf_jax.data.behaviours import TASKS
 from mtf_jax.evaluation import mtf_gauc
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.kernels import fusion
@@ -12,7 +13,6 @@ from mtf_jax.kernels.fusion import FusionSpec, FusionWeights
 from mtf_jax.policies import Act
 from mtf_jax.studies.log_gauc import held_out as held_out_lib
 from mtf_jax.studies.log_gauc.held_out import HeldOut
-from mtf_jax.worlds.world import TASKS
 
 BASE = "ES"
 NOTE = (

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from mtf_jax.data.behaviours import TASKS
 from mtf_jax.evaluation.statistics import mean_interval
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.studies.progressive.config import HALF_WIDTH
 from mtf_jax.studies.progressive.drift import DRIFT_BIN
-from mtf_jax.worlds.world import TASKS
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#1f5aa6", "#d9822b", "#3a8f5c", "#777777"
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.oracle import Search
@@ -12,7 +13,6 @@ from mtf_jax.studies.audit import audit, marginals, probe
 from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
-from mtf_jax.worlds.response import BEHAVIOURS
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
 
