@@ -47,13 +47,8 @@ from mtf_jax.kernels.exploration import (
   sample_gaussian,
 )
 from mtf_jax.kernels.relaxation import exceedance
-from mtf_jax.learners.integrated_rl import (
-  Coefficients,
-  Learner,
-  Normalization,
-  State,
-  integrated_rl,
-)
+from mtf_jax.learners.base import Learner, Normalization
+from mtf_jax.learners.integrated_rl import Coefficients, State, integrated_rl
 from mtf_jax.networks import Actor, Critic
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig, make_networks
@@ -595,12 +590,15 @@ def drift(
   place = jnp.arange(num_rows, dtype=jnp.int32)
   weight = (place < dataset.num_transitions).astype(jnp.float32)
   weight = weight / jnp.sum(weight)
+  # One key for both policies: what differs is not their luck.
+  rng_key = jax.random.key(0)
 
   def one(row):
     observation = dataset.observation[row]
     box = jax.tree.map(lambda bound: bound[row], dataset.box)
-    action = learner.act(new, observation)
-    change = jnp.abs(action - learner.act(old, observation))
+    action = learner.act(learner.policy(new), observation, rng_key)
+    before = learner.act(learner.policy(old), observation, rng_key)
+    change = jnp.abs(action - before)
     return exceedance(action, box) > 0, change
 
   outside, change = jax.vmap(one)(row)
