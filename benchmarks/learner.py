@@ -25,7 +25,8 @@ from benchmarks import harness
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.learners.integrated_rl import integrated_rl, normalization_from
+from mtf_jax.learners.base import normalization_from
+from mtf_jax.learners.integrated_rl import integrated_rl
 from mtf_jax.training import loop
 
 _WORKLOAD = flags.DEFINE_enum(

@@ -16,7 +16,8 @@ import jax
 from absl import app, flags, logging
 
 from mtf_jax.data import session_log, transitions
-from mtf_jax.learners.integrated_rl import Coefficients, normalization_from
+from mtf_jax.learners.base import normalization_from
+from mtf_jax.learners.integrated_rl import Coefficients
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
 from mtf_jax.training.config import PRESETS, TrainConfig, make_learner

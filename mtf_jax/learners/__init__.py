@@ -1,1 +1,1 @@
-"""Learners: one file per algorithm, each an `(init, update, act)` triple."""
+"""Learners: one file per algorithm, each a `base.Learner`."""

@@ -9,7 +9,6 @@ References:
   actor and critic losses. Named IntegratedRL-MTF up to its version 5.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -18,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtf_jax.data.transitions import Transition, TransitionDataset
+from mtf_jax.data.transitions import Transition
+from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.kernels.losses import (
   actor_loss,
   critic_loss,
@@ -30,6 +30,8 @@ from mtf_jax.kernels.relaxation import (
   exceedance,
   relaxation_penalty,
 )
+from mtf_jax.learners import base
+from mtf_jax.learners.base import Learner, Normalization, Policy, descend
 from mtf_jax.networks import Actor, Critic
 
 
@@ -64,17 +66,6 @@ class Coefficients(NamedTuple):
   actor_learning_rate: chex.Numeric = 3e-4
   critic_learning_rate: chex.Numeric = 3e-4
   max_gradient_norm: chex.Numeric = np.inf
-
-
-class Normalization(NamedTuple):
-  """Affine map of the observations that the networks see.
-
-  mean: `[S]` subtracted first.
-  scale: `[S]` divided by, positive.
-  """
-
-  mean: chex.Array
-  scale: chex.Array
 
 
 class State(NamedTuple):
@@ -127,36 +118,6 @@ class Metrics(NamedTuple):
   actor_gradient_norm: jax.Array
 
 
-class Learner(NamedTuple):
-  """An algorithm as three pure functions.
-
-  init: `(rng_key, example, coefficients, normalization) -> state`, `example`
-    one `Transition` without a batch axis.
-  update: `(state, batch) -> (state, metrics)`, `batch` a `Transition` with a
-    leading axis `B`.
-  act: `(state, observation [S]) -> action [A]`.
-  """
-
-  init: Callable[..., Any]
-  update: Callable[[Any, Transition], tuple[Any, Any]]
-  act: Callable[[Any, chex.Array], jax.Array]
-
-
-def normalization_from(
-  dataset: TransitionDataset, floor: float = 1e-6
-) -> Normalization:
-  """Mean and standard deviation of a dataset's observations.
-
-  Args:
-    dataset: rows on the device.
-    floor: smallest deviation that counts; a feature below it is constant and
-      is only centred.
-  """
-  mean = jnp.mean(dataset.observation, axis=0)
-  stddev = jnp.std(dataset.observation, axis=0)
-  return Normalization(mean, jnp.where(stddev > floor, stddev, 1))
-
-
 _BOUNDS = {
   "discount": (0.0, 1.0),
   "sharpness": (0.0, np.inf),
@@ -167,18 +128,6 @@ _BOUNDS = {
   "critic_learning_rate": (0.0, np.inf),
   "max_gradient_norm": (0.0, np.inf),
 }
-
-
-def _check_coefficients(coefficients: Coefficients) -> None:
-  for name, (low, high) in _BOUNDS.items():
-    value = getattr(coefficients, name)
-    if isinstance(value, jax.core.Tracer):
-      continue
-    inside = (np.asarray(value) >= low) & (np.asarray(value) <= high)
-    if not np.all(inside):
-      raise ValueError(
-        f"{name}: expected a value in [{low}, {high}], found {value}."
-      )
 
 
 def integrated_rl(
@@ -207,11 +156,7 @@ def integrated_rl(
     ValueError: at `init`, a coefficient out of range or of a wrong shape; at
       `update`, a batch that `critic_updates` does not divide.
   """
-  if critic_updates < 1:
-    raise ValueError(
-      f"critic_updates: expected 1 or more, found {critic_updates}."
-    )
-  adam = optax.scale_by_adam()
+  base.check_critic_updates(critic_updates)
 
   def init(
     rng_key: chex.PRNGKey,
@@ -220,7 +165,7 @@ def integrated_rl(
     normalization: Normalization | None = None,
   ) -> State:
     coefficients = Coefficients() if coefficients is None else coefficients
-    _check_coefficients(coefficients)
+    base.check_ranges(coefficients, _BOUNDS)
     observation = jnp.asarray(example.observation_tm1)
     dtype = observation.dtype
     (num_groups,) = example.r_t.shape
@@ -231,13 +176,6 @@ def integrated_rl(
     coefficients = coefficients._replace(
       group_weights=jnp.broadcast_to(coefficients.group_weights, num_groups),
       reward_shift=jnp.broadcast_to(coefficients.reward_shift, num_groups),
-    )
-    if normalization is None:
-      normalization = Normalization(
-        jnp.zeros_like(observation), jnp.ones_like(observation)
-      )
-    normalization = jax.tree.map(
-      lambda value: jnp.array(value, dtype), normalization
     )
     actor_key, critic_key = jax.random.split(rng_key)
     actor_params = actor.init(actor_key, observation)
@@ -250,23 +188,11 @@ def integrated_rl(
       # Copies: a donated state must not hold one buffer twice.
       target_actor_params=jax.tree.map(jnp.copy, actor_params),
       target_critic_params=jax.tree.map(jnp.copy, critic_params),
-      actor_optimizer=adam.init(actor_params),
-      critic_optimizer=adam.init(critic_params),
+      actor_optimizer=base.start_optimizer(actor_params),
+      critic_optimizer=base.start_optimizer(critic_params),
       coefficients=coefficients,
-      normalization=normalization,
+      normalization=base.own_normalization(normalization, observation),
     )
-
-  def descend(gradient, params, optimizer, learning_rate, max_norm):
-    norm = optax.tree.norm(gradient)
-    clip = jnp.where(norm > max_norm, max_norm / norm, 1)
-    gradient = jax.tree.map(lambda leaf: leaf * clip, gradient)
-    # Adam mixes its int32 count with floats, which a caller may have forbidden.
-    with jax.numpy_dtype_promotion("standard"):
-      direction, optimizer = adam.update(gradient, optimizer)
-    params = jax.tree.map(
-      lambda value, step: value - learning_rate * step, params, direction
-    )
-    return params, optimizer, norm
 
   def update_critic(state: State, batch: Transition):
     numbers = state.coefficients
@@ -377,25 +303,8 @@ def integrated_rl(
     return state, metrics
 
   def update(state: State, batch: Transition) -> tuple[State, Metrics]:
-    batch_size = batch.discount_t.shape[0]
-    if batch_size % critic_updates:
-      raise ValueError(
-        f"batch: expected a size that critic_updates = {critic_updates}"
-        f" divides, found {batch_size}."
-      )
-    normalization = state.normalization
-
-    def normalize(observation):
-      centred = observation - normalization.mean[None, :]
-      return centred / normalization.scale[None, :]
-
-    batch = batch._replace(
-      observation_tm1=normalize(batch.observation_tm1),
-      observation_t=normalize(batch.observation_t),
-    )
-    parts = jax.tree.map(
-      lambda leaf: leaf.reshape(critic_updates, -1, *leaf.shape[1:]), batch
-    )
+    batch = base.normalize_batch(state.normalization, batch)
+    parts = base.split_batch(batch, critic_updates)
     state, critic_metrics = jax.lax.scan(update_critic, state, parts)
     last = jax.tree.map(lambda leaf: leaf[-1], parts)
     state, actor_metrics = update_actor(state, last)
@@ -404,9 +313,21 @@ def integrated_rl(
     )
     return state, Metrics(**critic_metrics, **actor_metrics)
 
-  def act(state: State, observation: chex.Array) -> jax.Array:
-    normalization = state.normalization
-    observation = (observation - normalization.mean) / normalization.scale
-    return actor.apply(state.actor_params, observation[None, :])[0]
+  def policy(state: State) -> Policy:
+    return Policy(state.actor_params, state.normalization)
 
-  return Learner(init=init, update=update, act=act)
+  def act(
+    params: Policy, observation: chex.Array, rng_key: chex.PRNGKey
+  ) -> jax.Array:
+    del rng_key  # The policy is deterministic.
+    observation = base.normalize_one(params.normalization, observation)
+    return actor.apply(params.actor_params, observation[None, :])[0]
+
+  def value(
+    state: State, observation: chex.Array, action: chex.Array, box: ActionBox
+  ) -> jax.Array:
+    observation = base.normalize_one(state.normalization, observation)
+    one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
+    return ensemble_mean_std(critic.apply(state.critic_params, *one)[0])[0]
+
+  return Learner(init=init, update=update, policy=policy, act=act, value=value)

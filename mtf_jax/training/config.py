@@ -7,11 +7,8 @@ import numpy as np
 
 from mtf_jax import networks
 from mtf_jax.data.transitions import TransitionDataset
-from mtf_jax.learners.integrated_rl import (
-  Coefficients,
-  Learner,
-  integrated_rl,
-)
+from mtf_jax.learners.base import Learner
+from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
-from mtf_jax.learners.integrated_rl import Learner
+from mtf_jax.learners.base import Learner
 
 
 class TrainState(NamedTuple):

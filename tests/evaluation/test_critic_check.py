@@ -7,7 +7,8 @@ from mtf_jax import policies
 from mtf_jax.evaluation import critic_check
 from mtf_jax.evaluation.critic_check import Compared, Effort
 from mtf_jax.kernels import exploration
-from mtf_jax.learners.integrated_rl import Coefficients, Normalization, State
+from mtf_jax.learners.base import Normalization
+from mtf_jax.learners.integrated_rl import Coefficients, State
 from mtf_jax.networks import Critic
 from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.worlds import env

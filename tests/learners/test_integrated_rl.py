@@ -7,12 +7,8 @@ import pytest
 from mtf_jax import networks
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.learners.integrated_rl import (
-  Coefficients,
-  Normalization,
-  integrated_rl,
-  normalization_from,
-)
+from mtf_jax.learners.base import Normalization, normalization_from
+from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
 
 S, A, G, M, B = 3, 2, 2, 3, 16
 SIZES = (8, 7)
@@ -438,7 +434,9 @@ def test_act_normalises_and_takes_one_observation():
   observation = make_batch(0).observation_tm1
   actor = networks.mlp_actor(A, SIZES)
   expected = actor.apply(state.actor_params, (observation - 2) / np.float32(3))
-  found = jax.vmap(learner.act, in_axes=(None, 0))(state, observation)
+  found = jax.vmap(learner.act, in_axes=(None, 0, None))(
+    learner.policy(state), observation, jax.random.key(0)
+  )
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 

@@ -253,7 +253,9 @@ def test_a_learnt_policy_finds_the_best_action_inside_its_box(build):
     num_updates=600,
   )
   states = np.linspace(-0.9, 0.9, 7, dtype=np.float32)[:, None]
-  found = jax.vmap(learner.act, in_axes=(None, 0))(state, states)
+  found = jax.vmap(learner.act, in_axes=(None, 0, None))(
+    learner.policy(state), states, jax.random.key(0)
+  )
   np.testing.assert_allclose(found, np.hstack([states, states]) / 10, atol=0.03)
 
 

@@ -7,11 +7,8 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import transitions
-from mtf_jax.learners.integrated_rl import (
-  Coefficients,
-  integrated_rl,
-  normalization_from,
-)
+from mtf_jax.learners.base import normalization_from
+from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import digest
 from tests.session_logs import random_log
@@ -303,5 +300,7 @@ def test_networks_written_by_hand_are_enough(dataset):
     on_chunk=lambda _, metrics: losses.append(metrics.critic_loss.mean()),
   )
   assert losses[1] < losses[0]
-  action = learner.act(state.learner, jnp.zeros(3))
+  action = learner.act(
+    learner.policy(state.learner), jnp.zeros(3), jax.random.key(0)
+  )
   assert action.shape == (2,)

@@ -13,10 +13,8 @@ import numpy as np
 
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation.ab_test import Judged, judge
-from mtf_jax.learners.integrated_rl import (
-  Normalization,
-  State,
-)
+from mtf_jax.learners.base import Normalization
+from mtf_jax.learners.integrated_rl import State
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.run import (
   ES_LIMIT,

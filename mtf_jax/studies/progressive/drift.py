@@ -14,10 +14,8 @@ from mtf_jax.data.transitions import (
   TransitionDataset,
 )
 from mtf_jax.kernels.relaxation import exceedance
-from mtf_jax.learners.integrated_rl import (
-  Learner,
-  State,
-)
+from mtf_jax.learners.base import Learner
+from mtf_jax.learners.integrated_rl import State
 
 # Rows looked at for the share outside the box and the drift.
 _DRIFT_ROWS = 65_536
@@ -64,11 +62,15 @@ def drift(
   weight = (place < dataset.num_transitions).astype(jnp.float32)
   weight = weight / jnp.sum(weight)
 
+  # One key for both policies: what differs is not their luck.
+  rng_key = jax.random.key(0)
+
   def one(row):
     observation = dataset.observation[row]
     box = jax.tree.map(lambda bound: bound[row], dataset.box)
-    action = learner.act(new, observation)
-    change = jnp.abs(action - learner.act(old, observation))
+    action = learner.act(learner.policy(new), observation, rng_key)
+    before = learner.act(learner.policy(old), observation, rng_key)
+    change = jnp.abs(action - before)
     return exceedance(action, box) > 0, change
 
   outside, change = jax.vmap(one)(row)

@@ -29,13 +29,8 @@ from mtf_jax.evaluation.statistics import Comparison, paired_comparison
 from mtf_jax.kernels.exploration import (
   ActionBox,
 )
-from mtf_jax.learners.integrated_rl import (
-  Coefficients,
-  Learner,
-  Normalization,
-  State,
-  integrated_rl,
-)
+from mtf_jax.learners.base import Learner, Normalization
+from mtf_jax.learners.integrated_rl import Coefficients, State, integrated_rl
 from mtf_jax.networks import Critic
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.service import (

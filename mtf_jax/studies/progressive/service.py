@@ -19,10 +19,8 @@ from mtf_jax.kernels.exploration import (
   sample_box,
   sample_gaussian,
 )
-from mtf_jax.learners.integrated_rl import (
-  Normalization,
-  State,
-)
+from mtf_jax.learners.base import Normalization
+from mtf_jax.learners.integrated_rl import State
 from mtf_jax.networks import Actor
 from mtf_jax.policies import Decision
 from mtf_jax.worlds.returns import ExpectedRewards

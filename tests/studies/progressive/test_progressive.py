@@ -55,12 +55,20 @@ def _without_seconds(figures):
   return {name: x for name, x in figures.items() if name != "seconds"}
 
 
+def _policy_actions(run, observation):
+  """Actions `[N, A]` of the first run's policy in service, without a box."""
+  learner = run.algorithm.learner
+  return jax.vmap(learner.act, in_axes=(None, 0, None))(
+    learner.policy(_first(run.start)),
+    jnp.asarray(observation),
+    jax.random.key(0),
+  )
+
+
 def test_rows_carry_the_box_around_the_policy_in_service(run):
   log = rollout_lib.pack(_collect(run))
   session_log.validate(log)
-  policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
-    _first(run.start), jnp.asarray(log.observation)
-  )
+  policy = _policy_actions(run, log.observation)
   box = jax.vmap(action_box)(policy)
   np.testing.assert_allclose(log.box.lower, box.lower, atol=1e-6)
   np.testing.assert_allclose(log.box.upper, box.upper, atol=1e-6)
@@ -77,9 +85,7 @@ def test_rows_carry_the_box_around_the_policy_in_service(run):
 def test_not_exploring_serves_the_policy_itself(run):
   log = rollout_lib.pack(_collect(run, half_width=0.0))
   served = ~log.bootstrap_only
-  policy = jax.vmap(run.algorithm.learner.act, in_axes=(None, 0))(
-    _first(run.start), jnp.asarray(log.observation)
-  )
+  policy = _policy_actions(run, log.observation)
   np.testing.assert_allclose(
     log.action[served], np.asarray(policy)[served], atol=1e-6
   )
@@ -134,7 +140,7 @@ def test_actor_starts_at_es_and_has_the_full_range(run):
     decision = run.algorithm.act(service, observation, jax.random.key(n))
     np.testing.assert_allclose(decision.action, start, atol=1e-7)
     np.testing.assert_allclose(
-      run.algorithm.learner.act(_first(run.start), observation),
+      _policy_actions(run, observation[None, :])[0],
       start,
       atol=0.05,
     )
