@@ -28,6 +28,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from mtf_jax.evaluation import critic_check, segments
+from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.fitting import synthetic
 from mtf_jax.learners.integrated_rl import State
 from mtf_jax.studies.progressive import baselines
@@ -639,7 +640,7 @@ def _report(
     written.append("report.html")
   # Many seeds are an overview; what one of them did is in the report.
   shown = next(iter(tables.values()))[0] if len(tables) == 1 else overview
-  print(tables.text(shown))
+  print(table_text(shown))
   written += ["*/*/metrics.jsonl", "*/*/checkpoints", "*/*/one_round"]
   print("\n".join(str(out_dir / name) for name in written))
 

@@ -29,7 +29,8 @@ def fits(monkeypatch):
     days.append(np.unique(log.date).tolist())
     return truth, None
 
-  monkeypatch.setattr(kuairand_world, "fit_response", fit_response)
+  for module in (kuairand_world, held_out_days):
+    monkeypatch.setattr(module, "fit_response", fit_response)
   return days
 
 
