@@ -52,6 +52,8 @@ setuptools.setup(
       # The documentation site.
       "mkdocs-material>=9.7",
       "mkdocstrings[python]>=1.0",
+      # Types of the public surface.
+      "mypy>=1.15",
       "pyarrow>=18",
       "pytest>=8",
       # Compilation, most of the tests' time, uses one core a process.
