@@ -26,9 +26,10 @@ class TrainConfig:
   chunk_size: updates of one dispatch; divides `num_updates`.
   checkpoint_every: updates between checkpoints, a multiple of `chunk_size`.
   seed: of the networks' start and of the batches.
-  coefficients: field of `Coefficients` -> number, or tuple with one per group.
+  hyperparams: field of `Coefficients` -> number, or tuple with one per group.
   """
 
+  learner: str = "integrated_rl"
   actor: str = "mlp"
   critic: str = "mlp"
   ensemble_size: int = 8
@@ -40,7 +41,7 @@ class TrainConfig:
   chunk_size: int = 100
   checkpoint_every: int = 1_000
   seed: int = 0
-  coefficients: dict[str, Any] = dataclasses.field(default_factory=dict)
+  hyperparams: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     """Refuses what would only fail after minutes, or not at all."""
@@ -66,33 +67,50 @@ class TrainConfig:
       raise ValueError(
         f"num_steps: expected 1 or more, found {self.num_steps}."
       )
-    shift = self.coefficients.get("reward_shift", 0.0)
+    shift = self.hyperparams.get("reward_shift", 0.0)
     if self.num_steps > 1 and np.any(shift):
       # It would be added once a transition, not once a request.
       raise ValueError(
         f"reward_shift: expected 0 with num_steps = {self.num_steps}, found"
         f" {shift}."
       )
-    unknown = sorted(set(self.coefficients) - set(Coefficients._fields))
+    unknown = sorted(set(self.hyperparams) - set(Coefficients._fields))
     if unknown:
       raise ValueError(
-        f"coefficients: expected fields of Coefficients, found {unknown}."
+        f"hyperparams: expected fields of Coefficients, found {unknown}."
       )
 
   @property
   def discount(self) -> float:
     """The learner's discount factor, which n-step returns need as well."""
-    return self.coefficients.get("discount", Coefficients().discount)
+    return self.hyperparams.get("discount", Coefficients().discount)
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it: lists for tuples."""
     values = dataclasses.asdict(self)
     values["hidden_sizes"] = list(self.hidden_sizes)
-    values["coefficients"] = {
+    values["hyperparams"] = {
       name: list(value) if isinstance(value, tuple) else value
-      for name, value in sorted(self.coefficients.items())
+      for name, value in sorted(self.hyperparams.items())
     }
     return values
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
+    """The configuration that `to_json` wrote."""
+    hyperparams = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in values["hyperparams"].items()
+    }
+    sizes = tuple(values["hidden_sizes"])
+    return cls(**{**values, "hidden_sizes": sizes, "hyperparams": hyperparams})
+
+
+def hyperparams_of(learner: str) -> tuple[str, ...]:
+  """Names of a learner's hyperparameters."""
+  if learner != "integrated_rl":
+    raise ValueError(f"learner: expected integrated_rl, found {learner!r}.")
+  return Coefficients._fields
 
 
 _ACTORS = ("mlp", "ple")
@@ -149,9 +167,16 @@ def make_networks(
   return actor, critic
 
 
+def build_learner(
+  config: TrainConfig, actor: networks.Actor, critic: networks.Critic
+) -> Learner:
+  """The learner that a configuration describes, around given networks."""
+  return integrated_rl(actor, critic, critic_updates=config.critic_updates)
+
+
 def make_learner(config: TrainConfig, dataset: TransitionDataset) -> Learner:
   """The learner that a configuration describes, sized for a dataset."""
   actor, critic = make_networks(
     config, dataset.action.shape[1], dataset.reward.shape[1]
   )
-  return integrated_rl(actor, critic, critic_updates=config.critic_updates)
+  return build_learner(config, actor, critic)

@@ -171,9 +171,7 @@ class RunDir:
       RunDirError: there is no run, or one of another layout.
     """
     if not (self.path / "run.json").exists():
-      raise RunDirError(
-        f"{self.path}: expected a progressive run, found none."
-      )
+      raise RunDirError(f"{self.path}: expected a progressive run, found none.")
     return Plan.from_json(self._read())
 
   def claim(self, plan: Plan) -> None:
@@ -217,6 +215,13 @@ class RunDir:
     """Folder of seeds side by side under one leaving model."""
     joined = "_".join(map(str, seeds))
     return GroupDir(self.path / f"{leaving}_seed_{joined}")
+
+  def outputs(self) -> list[pathlib.Path]:
+    """What a finished run left here, for people: files, or patterns of them."""
+    names = ("summary.json", "report.md", "report.html")
+    found = [self.path / name for name in names if (self.path / name).exists()]
+    inside = ("metrics.jsonl", "checkpoints", "single_batch")
+    return [*found, *(self.path / "*" / "*" / name for name in inside)]
 
   def write(self, name: str, text: str) -> pathlib.Path:
     """Writes a file at the top, whole or not at all."""
