@@ -17,10 +17,14 @@ from absl import app, flags, logging
 
 from mtf_jax.data import session_log, transitions
 from mtf_jax.learners.base import normalization_from
-from mtf_jax.learners.integrated_rl import Coefficients
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
-from mtf_jax.training.config import PRESETS, TrainConfig, make_learner
+from mtf_jax.training.config import (
+  PRESETS,
+  TrainConfig,
+  hyperparams_of,
+  make_learner,
+)
 from mtf_jax.training.metrics import (
   MetricsWriter,
   NegativeTargetWarning,
@@ -78,7 +82,7 @@ def _config() -> TrainConfig:
     "critic_updates": _CRITIC_UPDATES.value,
     "num_steps": _NUM_STEPS.value,
     "seed": _SEED.value,
-    "coefficients": _coefficients(_COEFFICIENT.value) or None,
+    "hyperparams": _coefficients(_COEFFICIENT.value) or None,
   }
   given = {name: value for name, value in given.items() if value is not None}
   return dataclasses.replace(PRESETS[_PRESET.value], **given)
@@ -131,16 +135,15 @@ def main(argv: Sequence[str]) -> None:
     jax.random.key(config.seed), 3
   )
   example = transitions.sample_transitions(example_key, dataset, 1)
-  coefficients = {
-    name: jax.numpy.asarray(value)
-    for name, value in config.coefficients.items()
+  hyperparams = {
+    name: jax.numpy.asarray(value) for name, value in config.hyperparams.items()
   }
   state = loop.start(
     batch_key,
     learner.init(
       network_key,
       jax.tree.map(lambda leaf: leaf[0], example),
-      Coefficients(**coefficients),
+      hyperparams_of(config.learner)(**hyperparams),
       normalization_from(dataset),
     ),
   )

@@ -8,13 +8,14 @@ import numpy as np
 from mtf_jax import networks
 from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.learners.base import Learner
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.registry import LEARNERS
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """What a checkpoint must agree with to be resumed, except `num_updates`.
 
+  learner: name of the algorithm, see `learners.registry`.
   actor: "mlp" or "ple" (an even number of action components).
   critic: "mlp" (free-form, of the paper), "box" or "box_quadratic" (ours).
   ensemble_size: critics of a reward group.
@@ -26,7 +27,7 @@ class TrainConfig:
   chunk_size: updates of one dispatch; divides `num_updates`.
   checkpoint_every: updates between checkpoints, a multiple of `chunk_size`.
   seed: of the networks' start and of the batches.
-  hyperparams: field of `Coefficients` -> number, or tuple with one per group.
+  hyperparams: field of the learner's hyperparameters -> number, or tuple with one per group.
   """
 
   learner: str = "integrated_rl"
@@ -74,16 +75,19 @@ class TrainConfig:
         f"reward_shift: expected 0 with num_steps = {self.num_steps}, found"
         f" {shift}."
       )
-    unknown = sorted(set(self.hyperparams) - set(Coefficients._fields))
+    known = hyperparams_of(self.learner)._fields
+    unknown = sorted(set(self.hyperparams) - set(known))
     if unknown:
       raise ValueError(
-        f"hyperparams: expected fields of Coefficients, found {unknown}."
+        f"hyperparams: expected fields of {self.learner}'s, {', '.join(known)},"
+        f" found {', '.join(unknown)}."
       )
 
   @property
   def discount(self) -> float:
     """The learner's discount factor, which n-step returns need as well."""
-    return self.hyperparams.get("discount", Coefficients().discount)
+    default = getattr(hyperparams_of(self.learner)(), "discount", 1.0)
+    return self.hyperparams.get("discount", default)
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it: lists for tuples."""
@@ -106,11 +110,17 @@ class TrainConfig:
     return cls(**{**values, "hidden_sizes": sizes, "hyperparams": hyperparams})
 
 
-def hyperparams_of(learner: str) -> tuple[str, ...]:
-  """Names of a learner's hyperparameters."""
-  if learner != "integrated_rl":
-    raise ValueError(f"learner: expected integrated_rl, found {learner!r}.")
-  return Coefficients._fields
+def hyperparams_of(learner: str) -> type[Any]:
+  """Class of a learner's hyperparameters.
+
+  Raises:
+    ValueError: no learner has this name.
+  """
+  if learner not in LEARNERS:
+    raise ValueError(
+      f"learner: expected one of {', '.join(LEARNERS)}, found {learner!r}."
+    )
+  return LEARNERS[learner].hyperparams
 
 
 _ACTORS = ("mlp", "ple")
@@ -171,7 +181,9 @@ def build_learner(
   config: TrainConfig, actor: networks.Actor, critic: networks.Critic
 ) -> Learner:
   """The learner that a configuration describes, around given networks."""
-  return integrated_rl(actor, critic, critic_updates=config.critic_updates)
+  return LEARNERS[config.learner].build(
+    actor, critic, critic_updates=config.critic_updates
+  )
 
 
 def make_learner(config: TrainConfig, dataset: TransitionDataset) -> Learner:

@@ -118,7 +118,7 @@ def test_flags_reach_the_run(dataset, tmp_path):
   assert done.returncode == 0, done.stderr
   record = next((tmp_path / "run").rglob("record/*")).read_text()
   config = json.loads(record)["config"]
-  assert config["coefficients"] == {
+  assert config["hyperparams"] == {
     "group_weights": [1.0, 2.0],
     "penalty_scale": 0.5,
   }

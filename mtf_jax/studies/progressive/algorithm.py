@@ -16,9 +16,13 @@ from mtf_jax import policies
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.base import Learner, Normalization
-from mtf_jax.learners.integrated_rl import Coefficients
 from mtf_jax.networks import Actor
-from mtf_jax.training.config import TrainConfig, build_learner, make_networks
+from mtf_jax.training.config import (
+  TrainConfig,
+  build_learner,
+  hyperparams_of,
+  make_networks,
+)
 from mtf_jax.worlds.world import World
 
 
@@ -92,7 +96,7 @@ def make_algorithm(config: TrainConfig, world: World) -> Algorithm:
     policies.explore_around(learner.act),
     actor,
     build,
-    Coefficients,
+    hyperparams_of(config.learner),
   )
 
 

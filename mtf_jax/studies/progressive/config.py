@@ -89,7 +89,7 @@ class ProgressiveConfig:
     learner, _, critic = name.partition(":")
     critic = critic or self.train.critic
     tuned = self.tuned.get(f"{learner}:{critic}", {})
-    known = hyperparams_of(learner)
+    known = hyperparams_of(learner)._fields
     hyperparams = {
       **{n: x for n, x in self.train.hyperparams.items() if n in known},
       **tuned.get("hyperparams", {}),

@@ -12,6 +12,7 @@ import os
 import pathlib
 from typing import Any
 
+from mtf_jax.io import write_json, write_text
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.training.checkpoints import Checkpoints
 
@@ -143,7 +144,7 @@ class GroupDir:
 
   def write_result(self, result: dict[str, Any]) -> None:
     """Says that all learners are done, and with what result."""
-    _write(self._result, json.dumps(result, indent=1))
+    write_json(self._result, result)
 
 
 class RunDir:
@@ -189,7 +190,7 @@ class RunDir:
       )
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      _write(self.path / "run.json", json.dumps(plan.to_json(), indent=1))
+      write_json(self.path / "run.json", plan.to_json())
     except OSError as error:
       raise RunDirError(
         f"{self.path} cannot be written to ({error.strerror})."
@@ -226,11 +227,5 @@ class RunDir:
   def write(self, name: str, text: str) -> pathlib.Path:
     """Writes a file at the top, whole or not at all."""
     path = self.path / name
-    _write(path, text)
+    write_text(path, text)
     return path
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
