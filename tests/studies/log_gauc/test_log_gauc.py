@@ -16,7 +16,7 @@ from mtf_jax.data import kuairand
 from mtf_jax.evaluation import mtf_gauc
 from mtf_jax.fitting import kuairand_world
 from mtf_jax.kernels import fusion
-from mtf_jax.studies.log_gauc import held_out
+from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import algorithm as algorithm_lib
 from mtf_jax.studies.progressive import finished
 from mtf_jax.studies.progressive import run as run_lib
@@ -332,12 +332,14 @@ def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
   assert later["dates"] == every["dates"][1:]
   judged = later["leaving"][_LEAVING]
   assert judged["users_in_world"] <= judged["users"]
-  assert set(judged["mean"]) >= {"uniform powers", "ES"}
+  assert set(judged["mean"]) >= {"uniform powers", log_gauc.BASE}
   mean, runs = judged["mean"], judged["runs"]
-  for name in ("ES", "one round, critic box", "progressive, critic box"):
+  single = f"single batch, {_LEARNER}"
+  progressive = f"progressive, {_LEARNER}"
+  for name in (log_gauc.BASE, single, progressive):
     assert mean[name]["gauc"] == pytest.approx(
       (runs["3"][name]["gauc"] + runs["4"][name]["gauc"]) / 2
     )
-  # These progressive policies are their own ES.
-  assert mean["progressive, critic box"]["minus_base"] == 0
-  assert mean["one round, critic box"]["minus_base"] != 0
+  # These progressive policies are their own baseline.
+  assert mean[progressive]["minus_base"] == 0
+  assert mean[single]["minus_base"] != 0
