@@ -1,6 +1,6 @@
 """Trains IntegratedRL-MTF on a file of logged sessions.
 
-  python -m experiments.train --dataset=log.npz --output_dir=runs/a --preset=cpu
+  python -m experiments.train --dataset=log.npz --out_dir=runs/a --preset=cpu
 
 Run again with the same flags, it goes on from the newest whole checkpoint.
 """
@@ -35,8 +35,8 @@ from mtf_jax.training.metrics import (
 _DATASET = flags.DEFINE_string(
   "dataset", None, "Logged sessions (.npz).", required=True
 )
-_OUTPUT_DIR = flags.DEFINE_string(
-  "output_dir", None, "Checkpoints and metrics go here.", required=True
+_OUT_DIR = flags.DEFINE_string(
+  "out_dir", None, "Checkpoints and metrics go here.", required=True
 )
 _PRESET = flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the run.")
 _ACTOR = flags.DEFINE_enum("actor", None, ["mlp", "ple"], "Policy network.")
@@ -108,8 +108,8 @@ def _check_same_run(found: dict, expected: dict) -> None:
       differ = {part: (before, now)} if before != now else {}
     for name, (old, new) in differ.items():
       raise ValueError(
-        f"{name}: expected {old!r} as in the checkpoint of --output_dir, found"
-        f" {new!r}; use another --output_dir for another run."
+        f"{name}: expected {old!r} as in the checkpoint of --out_dir, found"
+        f" {new!r}; use another --out_dir for another run."
       )
 
 
@@ -148,20 +148,20 @@ def main(argv: Sequence[str]) -> None:
     ),
   )
 
-  output_dir = pathlib.Path(_OUTPUT_DIR.value)
-  output_dir.mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(output_dir / "checkpoints", keep=_KEEP.value)
+  out_dir = pathlib.Path(_OUT_DIR.value)
+  out_dir.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(out_dir / "checkpoints", keep=_KEEP.value)
   restored = checkpoints.restore(
     state, check=lambda found: _check_same_run(found, record)
   )
   if restored is None:
-    _say(f"No checkpoint in {output_dir}: starting at update 0.")
+    _say(f"No checkpoint in {out_dir}: starting at update 0.")
     checkpoints.save(0, state, record)
   else:
     state, _ = restored
     _say(f"Going on from update {state.step}.")
   first_step = int(state.step)
-  writer = MetricsWriter(output_dir / "metrics.jsonl", first_step)
+  writer = MetricsWriter(out_dir / "metrics.jsonl", first_step)
   progress = Progress(first_step, config.num_updates)
   negative_targets = NegativeTargetWarning()
 

@@ -14,13 +14,13 @@ from tests.session_logs import random_log
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def command(dataset, output_dir, *flags):
+def command(dataset, out_dir, *flags):
   return [
     sys.executable,
     "-m",
     "experiments.train",
     f"--dataset={dataset}",
-    f"--output_dir={output_dir}",
+    f"--out_dir={out_dir}",
     "--preset=smoke",
     *flags,
   ]
