@@ -11,13 +11,10 @@ Matplotlib (the `plots` extra) adds `report.html`.
 """
 
 import dataclasses
-import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags, logging
 
 from mtf_jax.evaluation.tables import text as table_text
@@ -26,8 +23,6 @@ from mtf_jax.studies.progressive import study
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir, RunDirError
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.leaving import LEAVING_MODELS
-
-_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint")
 
 _WORLD = flags.DEFINE_string(
   "world", "synthetic", "`synthetic`, or a world file of fit_world."
@@ -86,29 +81,6 @@ flags.register_validator(
   lambda value: value == "synthetic" or os.path.isfile(value),
   "expected `synthetic` or a file that exists.",
 )
-flags.register_validator(
-  "seeds",
-  lambda values: (
-    bool(values)
-    and all(value.isdecimal() for value in values)
-    and len(set(map(int, values))) == len(values)
-  ),
-  "expected different non-negative integers, separated by commas.",
-)
-flags.register_validator(
-  "leaving",
-  lambda values: (
-    bool(values)
-    and set(values) <= set(LEAVING_MODELS)
-    and len(set(values)) == len(values)
-  ),
-  f"expected different names of {', '.join(LEAVING_MODELS)}.",
-)
-flags.register_multi_flags_validator(
-  ["seeds", "parallel_seeds"],
-  lambda values: len(values["seeds"]) % values["parallel_seeds"] == 0,
-  "--parallel_seeds: expected a number that divides the number of --seeds.",
-)
 
 
 def _plan() -> Plan:
@@ -121,33 +93,18 @@ def _plan() -> Plan:
   if _ES_STEPS.value is not None:
     search = config.es_search._replace(iterations=_ES_STEPS.value)
     config = dataclasses.replace(config, es_search=search)
-  learners = _LEARNERS.value or [config.train.learner]
   try:
-    for name in learners:
-      config.with_learner(name)
-    if len(set(learners)) != len(learners):
-      raise ValueError(f"expected different names, found {','.join(learners)}.")
-  except ValueError as error:
-    raise app.UsageError(f"--learners: {error}") from error
-  return Plan(
-    world=_WORLD.value,
-    preset=_PRESET.value,
-    seeds=tuple(int(value) for value in _SEEDS.value),
-    parallel_seeds=_PARALLEL_SEEDS.value,
-    leaving=tuple(_LEAVING.value),
-    learners=tuple(learners),
-    config=config,
-  )
-
-
-def _versions() -> dict[str, str]:
-  device = jax.devices()[0]
-  return {
-    "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in _PACKAGES},
-    "device": f"{jax.device_count()} x {device.device_kind}",
-    "cores": str(os.cpu_count()),
-  }
+    return Plan(
+      world=_WORLD.value,
+      preset=_PRESET.value,
+      seeds=tuple(int(x) if x.isdecimal() else -1 for x in _SEEDS.value),
+      parallel_seeds=_PARALLEL_SEEDS.value,
+      leaving=tuple(_LEAVING.value),
+      learners=tuple(_LEARNERS.value or [config.train.learner]),
+      config=config,
+    )
+  except ValueError as error:  # It names the flag first.
+    raise app.UsageError(f"--{error}") from error
 
 
 def main(argv: Sequence[str]) -> None:
@@ -174,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
   def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
-  table = study.run_study(plan, run_dir, world, _versions(), say)
+  table = study.run_study(plan, run_dir, world, say)
   print(table_text(table))
   print("\n".join(map(str, run_dir.outputs())))
 

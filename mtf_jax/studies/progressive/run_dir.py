@@ -15,8 +15,13 @@ from typing import Any
 from mtf_jax.io import write_json, write_text
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.worlds.leaving import LEAVING_MODELS
 
 LAYOUT_VERSION = 2
+
+
+def _different(values: tuple[Any, ...]) -> bool:
+  return bool(values) and len(set(values)) == len(values)
 
 
 class RunDirError(ValueError):
@@ -43,6 +48,33 @@ class Plan:
   leaving: tuple[str, ...]
   learners: tuple[str, ...]
   config: ProgressiveConfig
+
+  def __post_init__(self):
+    """Refuses what would only fail after minutes, the field's name first."""
+    if min(self.seeds, default=-1) < 0 or not _different(self.seeds):
+      raise ValueError(
+        "seeds: expected different non-negative integers, found"
+        f" {list(self.seeds)}."
+      )
+    if len(self.seeds) % self.parallel_seeds:
+      raise ValueError(
+        "parallel_seeds: expected a number that divides the number of seeds"
+        f" {len(self.seeds)}, found {self.parallel_seeds}."
+      )
+    if not _different(self.leaving) or set(self.leaving) - set(LEAVING_MODELS):
+      raise ValueError(
+        f"leaving: expected different names of {', '.join(LEAVING_MODELS)},"
+        f" found {', '.join(self.leaving)}."
+      )
+    if not _different(self.learners):
+      raise ValueError(
+        f"learners: expected different names, found {', '.join(self.learners)}."
+      )
+    for name in self.learners:
+      try:
+        self.config.with_learner(name)
+      except ValueError as error:
+        raise ValueError(f"learners: {name}: {error}") from error
 
   @property
   def groups(self) -> tuple[tuple[int, ...], ...]:

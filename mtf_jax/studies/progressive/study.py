@@ -1,10 +1,15 @@
 """A whole progressive run: its folder, its groups of seeds, its report."""
 
+import importlib.metadata
 import importlib.util
 import json
+import os
+import platform
 import time
 from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.fitting import synthetic
@@ -14,12 +19,23 @@ from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.studies.progressive.summary import learner_figures, seed_summary
 from mtf_jax.worlds.world import World
 
+_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint")
+
+
+def _versions() -> dict[str, str]:
+  device = jax.devices()[0]
+  return {
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    "device": f"{jax.device_count()} x {device.device_kind}",
+    "cores": str(os.cpu_count()),
+  }
+
 
 def run_study(
   plan: Plan,
   run_dir: RunDir,
   world: World | None,
-  versions: Mapping[str, str],
   say: play.Say,
 ) -> Table:
   """Plays all rounds that are not yet played, and writes the report.
@@ -28,7 +44,6 @@ def run_study(
     plan: what to run.
     run_dir: its folder, claimed or resumed.
     world: the fitted world, None for a synthetic one of each seed.
-    versions: of what it runs on, for the report.
     say: told of what happens.
 
   Returns:
@@ -64,9 +79,7 @@ def run_study(
       )
       for seed in seeds:
         results[seed, leaving] = result[str(seed)]
-  return _report(
-    plan, run_dir, results, versions, time.monotonic() - started, say
-  )
+  return _report(plan, run_dir, results, time.monotonic() - started, say)
 
 
 def _seconds(
@@ -90,7 +103,6 @@ def _report(
   plan: Plan,
   run_dir: RunDir,
   results: Mapping[tuple[int, str], Mapping[str, Any]],
-  versions: Mapping[str, str],
   wall_s: float,
   say: play.Say,
 ) -> Table:
@@ -131,7 +143,7 @@ def _report(
   overview = report.overview_table(columns)
   split = report.seconds_table(_seconds(plan, results))
   configuration = json.dumps(
-    {**plan.to_json(), "fingerprints": names, "versions": dict(versions)},
+    {**plan.to_json(), "fingerprints": names, "versions": _versions()},
     indent=1,
   )
   tables = [overview, *(t for page in pages for t in page.tables()), split]
