@@ -78,6 +78,7 @@ def make_log(
     action=centre + half_width * epsilon.astype(np.float32),
     box=ActionBox(centre - half_width, centre + half_width),
     log_prob=np.full(num_rows, 0, np.float32),
+    exploration_held=np.zeros(num_rows, bool),
     reward=result[:, None].astype(np.float32),
     feedback=np.zeros((num_rows, 1), np.float32),
     terminal=np.ones(num_rows, bool),

@@ -123,8 +123,8 @@ def main(argv: Sequence[str]) -> None:
     "world": metadata.get("world", ""),
     "round": _ROUND.value,
   }
-  dataset = transitions.n_step_transitions(
-    transitions.device_dataset(log), config.num_steps, config.discount
+  dataset = transitions.device_dataset(
+    log, num_steps=config.num_steps, discount=config.discount
   )
   learner = make_learner(config, dataset)
   network_key, batch_key, example_key = jax.random.split(

@@ -68,8 +68,8 @@ def rollout(
     held: whether a session's exploration noise is drawn once and held, static.
       `act` then gets one key for all requests of a session, so that a sampler
       such as `sample_box` deviates alike in each of their boxes. A row's log
-      density is still that of its own action; those of one session are no
-      longer independent, and their sum is not the density of the session.
+      density is still that of its own action, see
+      `SessionLog.exploration_held`.
 
   Returns:
     The rows; `pack` makes them a `SessionLog`.
@@ -111,6 +111,7 @@ def rollout(
       action=no_row(decisions.action),
       box=jax.tree.map(with_row, decisions.box, box),
       log_prob=no_row(decisions.log_prob),
+      exploration_held=no_row(jnp.full_like(active, held)),
       reward=no_row(results.reward),
       feedback=no_row(jnp.sum(results.feedback, axis=1)),
       terminal=no_row(results.terminal),

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtf_jax.data import transitions
 from mtf_jax.evaluation import oracle
 from mtf_jax.studies.progressive import collect as collect_lib
 from mtf_jax.studies.progressive import config as config_lib
@@ -85,12 +84,11 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
   dataset = jax.eval_shape(collect_lib.as_dataset, room)
   train = config.train
 
-  def n_step(rows):
-    spanned = transitions.n_step_transitions(
-      rows, train.num_steps, train.discount
-    )
-    # What it makes anew; the rest of the rows stays where it is.
-    return spanned.reward, spanned.discount, spanned.next_row
+  def made_anew(rows):
+    made = collect_lib.as_dataset(rows, train.num_steps, train.discount)
+    # The rest of the rows stays where it is.
+    fields = (made.discount, made.next_row, made.start_row)
+    return (*fields, made.reward) if train.num_steps > 1 else fields
 
   drift = functools.partial(drift_lib.drift, algorithm.learner)
   lowered = {
@@ -102,8 +100,7 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
     "put_rows": collect_lib.put_rows.lower(
       room, part, jnp.zeros((), jnp.int32)
     ),
-    "start_rows": jax.jit(jax.vmap(collect_lib.start_rows)).lower(room.start),
-    "n_step_transitions": jax.jit(jax.vmap(n_step)).lower(dataset),
+    "as_dataset": jax.jit(made_anew).lower(room),
     "update_chunk": loop.update_chunk_many.lower(
       algorithm.learner,
       jax.eval_shape(jax.vmap(loop.start), key, run.start),
@@ -132,7 +129,9 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
     "rows": num_bytes(dataset),
     # Of the rows as logged; the dataset is without them, and they stay until
     # it is made.
-    "row_flags": num_bytes((room.terminal, room.start)),
+    "row_flags": num_bytes(
+      (room.terminal, room.bootstrap_only, room.step, room.valid)
+    ),
   }
   return lowered, resident
 

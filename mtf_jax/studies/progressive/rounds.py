@@ -29,10 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data.transitions import (
-  TransitionDataset,
-  n_step_transitions,
-)
+from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.learners.integrated_rl import (
   State,
 )
@@ -83,10 +80,7 @@ def _collect(
       rows = empty_rows(part, config.rounds * config.collect_parts)
     first = number * part.terminal.shape[1]
     rows = put_rows(rows, part, jnp.asarray(first, jnp.int32))
-  steps, gamma = config.train.num_steps, config.train.discount
-  return jax.vmap(
-    lambda tree_index: n_step_transitions(tree_index, steps, gamma)
-  )(as_dataset(rows))
+  return as_dataset(rows, config.train.num_steps, config.train.discount)
 
 
 OnChunk = Callable[[loop.TrainState, Any], None]
