@@ -7,7 +7,6 @@ and its matrix product, and reports shares of those.
 
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import flags
+
+from mtf_jax import io
 
 # Here and not in each benchmark: absl refuses a flag that two modules define,
 # and one process may import several of them.
@@ -194,18 +195,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def write_json(path: str | os.PathLike[str], result: Any) -> None:
-  """Writes a result file whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-  try:
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-      json.dump(result, file, indent=1, allow_nan=False)
-      file.write("\n")
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  """Writes a result file, and its folder if that is missing."""
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  io.write_json(path, result)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

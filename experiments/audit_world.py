@@ -8,13 +8,13 @@
 Needs the `plots` extra; with `--log_dir` the `data` extra too.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 from absl import app, flags
 
 from mtf_jax.fitting import synthetic
+from mtf_jax.io import write_json, write_text
 from mtf_jax.studies.audit import audit
 from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.studies.audit import report as audit_report
@@ -68,12 +68,10 @@ def main(argv: Sequence[str]) -> None:
     result["days_left_out"] = days
   out_dir = pathlib.Path(_OUT_DIR.value)
   out_dir.mkdir(parents=True, exist_ok=True)
-  (out_dir / "audit.json").write_text(
-    json.dumps(result, indent=1), encoding="utf-8"
-  )
+  write_json(out_dir / "audit.json", result)
   audit_report.draw(result, out_dir)
   report = audit_report.markdown(result)
-  (out_dir / "audit.md").write_text(report, encoding="utf-8")
+  write_text(out_dir / "audit.md", report)
   print(report)
 
 

@@ -11,7 +11,6 @@ world's response model was fitted to all days, the held-out ones included. Needs
 the `data` extra.
 """
 
-import json
 import os
 import pathlib
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from mtf_jax.evaluation import tables
+from mtf_jax.io import write_json
 from mtf_jax.policies import fixed_action
 from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import finished
@@ -57,16 +57,6 @@ def _check_writable(path: pathlib.Path) -> None:
     raise app.UsageError(
       f"--out: {path.parent} cannot be written to ({error.strerror})."
     ) from error
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Whole or not at all."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _load_world(path: str) -> World:
@@ -140,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     for leaving, found in figures.items():
       title = _title(leaving, judged_on, dates[0])
       print(tables.text(log_gauc.table(title, found)))
-  _write(out, json.dumps(result, indent=1, allow_nan=False))
+  write_json(out, result)
   print(out)
 
 

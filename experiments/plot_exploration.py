@@ -5,6 +5,7 @@
 Needs the `plots` extra.
 """
 
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from absl import app, flags
 
 import mtf_jax
+from mtf_jax.io import replacing
 
 _OUT = flags.DEFINE_string("out", "exploration.png", "Picture to write.")
 _SHARPNESS = flags.DEFINE_float(
@@ -80,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
   for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
   figure.tight_layout()
-  figure.savefig(_OUT.value)
+  with replacing(_OUT.value) as file:
+    figure.savefig(file, format=pathlib.Path(_OUT.value).suffix[1:])
   print(f"wrote {_OUT.value}")
 
 

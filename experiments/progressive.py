@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from mtf_jax.evaluation import critic_check, segments
 from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.fitting import synthetic
+from mtf_jax.io import write_json, write_text
 from mtf_jax.learners.integrated_rl import State
 from mtf_jax.studies.progressive import baselines
 from mtf_jax.studies.progressive import config as config_lib
@@ -140,12 +141,6 @@ def _say(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
-
-
 def _claim(out_dir: pathlib.Path, plan: dict[str, Any]) -> str | None:
   """Takes the folder for this run; a sentence if that cannot be."""
   path = out_dir / "run.json"
@@ -159,7 +154,7 @@ def _claim(out_dir: pathlib.Path, plan: dict[str, Any]) -> str | None:
       )
     try:
       out_dir.mkdir(parents=True, exist_ok=True)
-      _write(path, json.dumps(plan, indent=1))
+      write_json(path, plan)
     except OSError as error:
       return f"--out_dir: {out_dir} cannot be written to ({error.strerror})."
     return None
@@ -403,7 +398,7 @@ def _play_group(
     }
     for n, seed in enumerate(seeds)
   }
-  _write(done, json.dumps(result, indent=1))
+  write_json(done, result)
   return result
 
 
@@ -599,7 +594,7 @@ def _report(
     "wall_s": wall_s,
     "seeds": summaries,
   }
-  _write(out_dir / "summary.json", json.dumps(summary, indent=1))
+  write_json(out_dir / "summary.json", summary)
   columns = {
     (leaving, critic): {
       seed: _figures(result, critic)
@@ -631,12 +626,12 @@ def _report(
   report = progressive_report.markdown(
     [overview, *itertools.chain(*tables.values()), split], configuration
   )
-  _write(out_dir / "report.md", report)
+  write_text(out_dir / "report.md", report)
   if importlib.util.find_spec("matplotlib") is None:
     _say("No report.html: matplotlib (the `plots` extra) is not installed.")
   else:
     page = progressive_report.html(columns, tables, pages, split, configuration)
-    _write(out_dir / "report.html", page)
+    write_text(out_dir / "report.html", page)
     written.append("report.html")
   # Many seeds are an overview; what one of them did is in the report.
   shown = next(iter(tables.values()))[0] if len(tables) == 1 else overview

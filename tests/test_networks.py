@@ -5,6 +5,7 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.networks import critics
 
 S, A, B = 5, 4, 6
 
@@ -115,7 +116,7 @@ def test_first_layer_gradients_are_those_of_the_plain_contraction():
     return jnp.sum(weights * sum(parts))
 
   def ours(kernels, x):
-    return jnp.sum(weights * networks._first_layer(kernels, x))
+    return jnp.sum(weights * critics._first_layer(kernels, x))
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),

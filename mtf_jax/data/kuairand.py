@@ -17,19 +17,17 @@ References:
 
 import contextlib
 import datetime
-import gzip
 import os
 import pathlib
 import tempfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute as pc
-from pyarrow import csv as pa_csv
 from pyarrow import ipc
+
+from mtf_jax.data import kuairand_csv
 
 # Columns that are used, with the type that they are narrowed to.
 _FLAGS = (
@@ -124,104 +122,6 @@ class ImpressionLog(NamedTuple):
     return ImpressionLog(*(column[rows] for column in self))
 
 
-def _files(log_dir: str | os.PathLike, stem: str) -> list[pathlib.Path]:
-  folder = pathlib.Path(log_dir)
-  if not folder.is_dir():
-    raise ValueError(f"log_dir: expected a folder, found {folder}.")
-  found = sorted(
-    path
-    for path in folder.glob(f"{stem}*")
-    if path.name.endswith((".csv", ".csv.gz")) and "statistic" not in path.name
-  )
-  if not found:
-    raise ValueError(
-      f"log_dir: expected {stem}*.csv or {stem}*.csv.gz in {folder}, found"
-      " none."
-    )
-  return found
-
-
-def _batches(
-  path: pathlib.Path, columns: Sequence[str], block_bytes: int
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-  """Yields (rows before the batch, batch of string columns) of a CSV file."""
-  opener = gzip.open if path.suffix == ".gz" else open
-  broken: list[str] = []
-
-  def on_invalid(row):
-    broken.append(
-      f"{path.name}: row {row.number}:"
-      f" expected {row.expected_columns} columns, found {row.actual_columns}"
-      f" in {row.text[:80]!r}."
-    )
-    return "error"
-
-  rows = 0
-  with opener(path, "rb") as stream:
-    header = b""
-    try:
-      header = stream.readline()
-      names = header.decode("utf-8").strip().split(",")
-      for column in columns:
-        if column not in names:
-          raise ValueError(
-            f"{path.name}: row 0 (header): column {column}: missing, found"
-            f" {', '.join(names)}."
-          )
-      reader = pa_csv.open_csv(
-        stream,
-        read_options=pa_csv.ReadOptions(
-          column_names=names, block_size=block_bytes, use_threads=False
-        ),
-        parse_options=pa_csv.ParseOptions(invalid_row_handler=on_invalid),
-        convert_options=pa_csv.ConvertOptions(
-          column_types=dict.fromkeys(columns, pa.string()),
-          include_columns=list(columns),
-          strings_can_be_null=False,
-        ),
-      )
-      with reader:
-        for batch in reader:
-          yield rows, batch
-          rows += batch.num_rows
-    except (EOFError, OSError, zlib.error) as error:
-      raise ValueError(
-        f"{path.name}: after row {rows}: the file is cut short or corrupt"
-        f" ({error}), columns {', '.join(columns)} cannot be read."
-      ) from error
-    except pa.ArrowInvalid as error:
-      if "Empty CSV" in str(error) and header:
-        return  # a header without rows
-      text = broken[0] if broken else f"{path.name}: after row {rows}: {error}"
-      raise ValueError(text) from error
-
-
-def _fail(path, first_row, index, column, found, expected):
-  raise ValueError(
-    f"{path.name}: row {first_row + int(index) + 1}: column {column}: expected"
-    f" {expected}, found {found!r}."
-  )
-
-
-def _integers(
-  path: pathlib.Path, first_row: int, column: str, strings: pa.Array
-) -> np.ndarray:
-  """Parses one column of a batch, exactly as integers."""
-  dtype = _LOG_TYPES[column]
-  try:
-    return pc.cast(strings, pa.from_numpy_dtype(dtype)).to_numpy(
-      zero_copy_only=False
-    )
-  except pa.ArrowInvalid:
-    for index, text in enumerate(strings.to_pylist()):
-      with contextlib.suppress(ValueError):
-        limits = np.iinfo(dtype)
-        if limits.min <= int(text) <= limits.max:
-          continue
-      _fail(path, first_row, index, column, text, f"an {dtype.__name__}")
-    raise
-
-
 def _is_date(number: int) -> bool:
   try:
     datetime.datetime.strptime(str(number), "%Y%m%d")
@@ -236,7 +136,7 @@ def _check_values(path, first_row, values, catalogue) -> None:
   def require(column, good, expected):
     if not good.all():
       index = np.argmin(good)
-      _fail(
+      kuairand_csv.fail(
         path,
         first_row,
         index,
@@ -289,17 +189,19 @@ def iterate_log(
       (counted from 1 after the header) and column; before the first yield.
   """
   columns = tuple(_LOG_TYPES)
-  files = _files(log_dir, "log_")
+  files = kuairand_csv.find_files(log_dir, "log_")
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     writers: dict[int, ipc.RecordBatchStreamWriter] = {}
     schema = pa.schema(
       [(name, pa.from_numpy_dtype(dtype)) for name, dtype in _LOG_TYPES.items()]
     )
     for path in files:
-      for first_row, batch in _batches(path, columns, block_bytes):
+      for first_row, batch in kuairand_csv.batches(path, columns, block_bytes):
         values = {
-          column: _integers(path, first_row, column, batch.column(column))
-          for column in columns
+          column: kuairand_csv.integers(
+            path, first_row, column, batch.column(column), dtype
+          )
+          for column, dtype in _LOG_TYPES.items()
         }
         _check_values(path, first_row, values, catalogue)
         part = values["user_id"] % partitions
@@ -404,27 +306,17 @@ def split_days(
   return log.select(~later), log.select(later)
 
 
-def _table(paths, columns) -> tuple[dict[str, list[str]], list]:
-  """All rows of feature files as strings, and where each comes from."""
-  values: dict[str, list[str]] = {column: [] for column in columns}
-  places = []
-  for path in paths:
-    for first_row, batch in _batches(path, columns, 1 << 20):
-      for column in columns:
-        values[column].extend(batch.column(column).to_pylist())
-      places.extend((path, first_row + k) for k in range(batch.num_rows))
-  return values, places
-
-
 def _ids(column, values, places) -> tuple[np.ndarray, np.ndarray]:
   """Sorted unique ids, and the row of each."""
   seen: dict[int, int] = {}
   for row, text in enumerate(values[column]):
     path, index = places[row]
     if not text.isdecimal():
-      _fail(path, index, 0, column, text, "a non-negative integer id")
+      kuairand_csv.fail(
+        path, index, 0, column, text, "a non-negative integer id"
+      )
     if int(text) in seen:
-      _fail(path, index, 0, column, text, "every id once")
+      kuairand_csv.fail(path, index, 0, column, text, "every id once")
     seen[int(text)] = row
   if not seen:
     raise ValueError(f"{column}: expected feature rows, found none.")
@@ -452,11 +344,15 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
       duration, naming file, row and column.
   """
   columns = ("user_id", *_USER_CATEGORIES)
-  users, places = _table(_files(log_dir, "user_features"), columns)
+  users, places = kuairand_csv.table(
+    kuairand_csv.find_files(log_dir, "user_features"), columns
+  )
   user_ids, user_rows = _ids("user_id", users, places)
 
   columns = ("video_id", *_VIDEO_CATEGORIES, "tag", "video_duration")
-  videos, places = _table(_files(log_dir, "video_features"), columns)
+  videos, places = kuairand_csv.table(
+    kuairand_csv.find_files(log_dir, "video_features"), columns
+  )
   video_ids, rows = _ids("video_id", videos, places)
   duration = np.full(len(video_ids), np.inf, np.float32)
   for place, row in enumerate(rows):
@@ -468,7 +364,9 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
       milliseconds = float(text)
     if not 0 <= milliseconds < np.inf:
       path, index = places[row]
-      _fail(path, index, 0, "video_duration", text, "a non-negative time")
+      kuairand_csv.fail(
+        path, index, 0, "video_duration", text, "a non-negative time"
+      )
     if milliseconds > 0:
       duration[place] = milliseconds / 1000
 

@@ -7,10 +7,8 @@ Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
 `E` behaviours, `B` transitions of a batch.
 """
 
-import hashlib
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,6 +16,7 @@ from typing import NamedTuple
 import chex
 import numpy as np
 
+from mtf_jax.io import digest, replacing
 from mtf_jax.kernels.exploration import ActionBox
 
 SCHEMA_VERSION = 2
@@ -178,11 +177,7 @@ def validate(log: SessionLog) -> None:
 
 def fingerprint(log: SessionLog) -> str:
   """Names the content of a log: a SHA-256 over shapes and values, 64 hex."""
-  digest = hashlib.sha256()
-  for name, array in _flatten(log).items():
-    digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-  return digest.hexdigest()
+  return digest(_flatten(log).items())
 
 
 def save_sessions(
@@ -202,18 +197,10 @@ def save_sessions(
     OSError: the file could not be written; an earlier file is untouched.
   """
   validate(log)
-  path = pathlib.Path(path)
   header = {"schema_version": SCHEMA_VERSION, "metadata": dict(metadata or {})}
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("wb") as file:
-      # A JSON string is a plain unicode array: no pickle on either side.
-      np.savez(file, **_flatten(log), **{_HEADER: json.dumps(header)})
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with replacing(path) as file:
+    # A JSON string is a plain unicode array: no pickle on either side.
+    np.savez(file, **_flatten(log), **{_HEADER: json.dumps(header)})
 
 
 def load_sessions(

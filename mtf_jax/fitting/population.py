@@ -22,6 +22,7 @@ import numpy as np
 
 from mtf_jax.data import behaviours
 from mtf_jax.data.behaviours import NUM_BUCKETS, duration_bucket
+from mtf_jax.io import write_json
 from mtf_jax.worlds import response as response_lib
 
 NUM_FACTORS = 8
@@ -84,8 +85,7 @@ def save_population(
     name: np.vectorize(lambda x: float(f"{x:.5g}"))(value).tolist()
     for name, value in population._asdict().items()
   }
-  text = json.dumps({"source": source, **fields}, allow_nan=False)
-  pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+  write_json(path, {"source": source, **fields}, indent=None)
 
 
 def load_population(

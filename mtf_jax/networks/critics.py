@@ -111,7 +111,7 @@ class _Ensemble(nn.Module):
   def weight(self, name, shape, initializer):
     """A parameter `[G, M, *shape]`, as `[E, *shape]` of the compute dtype."""
     full = (self.num_groups, self.ensemble_size, *shape)
-    value = self.param(name, initializer, full)
+    value = self.param(name, initializer, full, jnp.float32)
     return value.reshape(-1, *shape).astype(self.dtype)
 
   def kernel(self, name, out_size, in_size, initializer=None):

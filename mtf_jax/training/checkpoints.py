@@ -5,7 +5,6 @@ state's arrays and a JSON record that says what they are: a schema version, a
 SHA-256 over the arrays, and what the caller adds (configuration, fingerprints).
 """
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+
+from mtf_jax import io
 
 SCHEMA_VERSION = 1
 
@@ -48,12 +49,8 @@ def _like(state: Any, template: Any) -> Any:
 
 def digest(state: Any) -> str:
   """SHA-256 over names, dtypes, shapes and bytes of a state's leaves."""
-  hasher = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(_to_numpy(state)):
-    name = jax.tree_util.keystr(path)
-    hasher.update(f"{name}{leaf.dtype.str}{leaf.shape}".encode())
-    hasher.update(np.ascontiguousarray(leaf).tobytes())
-  return hasher.hexdigest()
+  leaves = jax.tree_util.tree_leaves_with_path(_to_numpy(state))
+  return io.digest((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
 
 
 class Checkpoints:

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 import numpy as np
 from absl import logging
 
+from mtf_jax.io import write_text
+
 
 def summarize(metrics: Any) -> dict[str, Any]:
   """One row from a chunk's metrics.
@@ -55,9 +57,7 @@ class MetricsWriter:
         break
       if row["step"] <= step:
         kept.append(line + "\n")
-    temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(self._path)
+    write_text(self._path, "".join(kept))
 
   def write(self, row: dict[str, Any]) -> None:
     """Appends one row, which must have a `step`."""

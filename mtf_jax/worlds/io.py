@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.io import replacing
 from mtf_jax.kernels.fusion import FusionSpec
 from mtf_jax.worlds import leaving as leaving_lib
 from mtf_jax.worlds.response import ResponseModel
@@ -61,7 +62,6 @@ def save_world(path: str | os.PathLike[str], world: World) -> str:
     ValueError: the leaving model is the user's own.
     OSError: the file could not be written; an earlier file is untouched.
   """
-  path = pathlib.Path(path)
   header = {name: getattr(world, name) for name in _STATIC}
   header["leaving"] = _leaving_name(world.leaving)
   header["fingerprint"] = fingerprint(world)
@@ -75,16 +75,9 @@ def save_world(path: str | os.PathLike[str], world: World) -> str:
   np.savez(buffer, **flat, **{_HEADER: json.dumps(header)})
   payload = buffer.getbuffer()
   checksum = hashlib.sha256(payload).hexdigest()
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("wb") as file:
-      file.write(f"{_MAGIC} {SCHEMA_VERSION} {checksum}\n".encode("ascii"))
-      file.write(payload)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with replacing(path) as file:
+    file.write(f"{_MAGIC} {SCHEMA_VERSION} {checksum}\n".encode("ascii"))
+    file.write(payload)
   return header["fingerprint"]
 
 

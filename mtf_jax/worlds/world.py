@@ -6,7 +6,6 @@ the population table.
 """
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import chex
@@ -16,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from mtf_jax.data.behaviours import BEHAVIOURS, TASKS
+from mtf_jax.io import digest
 from mtf_jax.kernels.fusion import FusionSpec
 from mtf_jax.worlds import leaving as leaving_lib
 from mtf_jax.worlds import scores as scores_lib
@@ -119,15 +119,14 @@ def fingerprint(world: World) -> str:
   A SHA-256 over the names, shapes, types and values of all leaves and over the
   static fields; the leaving model is part of it.
   """
-  digest = hashlib.sha256()
-  for field in dataclasses.fields(world):
-    if not field.metadata.get("pytree_node", True):
-      digest.update(f"{field.name}={getattr(world, field.name)!r};".encode())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(world):
-    array = np.asarray(leaf)
-    digest.update(
-      f"{jax.tree_util.keystr(path)}{array.dtype.str}{array.shape}".encode()
-    )
-    digest.update(np.ascontiguousarray(array).tobytes())
-  digest.update(type(world.leaving).__name__.encode())
-  return digest.hexdigest()[:16]
+  static = "".join(
+    f"{field.name}={getattr(world, field.name)!r};"
+    for field in dataclasses.fields(world)
+    if not field.metadata.get("pytree_node", True)
+  )
+  leaves = (
+    (jax.tree_util.keystr(path), np.asarray(leaf))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(world)
+  )
+  leaving = type(world.leaving).__name__
+  return digest(leaves, before=static, after=leaving)[:16]

@@ -215,7 +215,7 @@ def test_split_by_whole_days(folder):
 
 _PEAK = """
 import resource, sys
-from mtf_jax.datasets import kuairand
+from mtf_jax.data import kuairand
 catalogue = kuairand.read_catalogue(sys.argv[1])
 rows = 0
 for part, _ in kuairand.iterate_log(

@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from mtf_jax.io import replacing
+
 _COLOURS = ("#1f5aa6", "#d9822b", "#3a8f5c")
 _GAINS = (
   ("global_gain_pct", "best global weights over uniform"),
@@ -153,7 +155,8 @@ def draw(result: Mapping[str, Any], out_dir: pathlib.Path) -> None:
   for name, facts in result["leaving"].items():
     figures[f"sensitivity_{name}"] = _sensitivity(facts, result["tasks"], name)
   for name, figure in figures.items():
-    figure.savefig(out_dir / f"{name}.png", dpi=110)
+    with replacing(out_dir / f"{name}.png") as file:
+      figure.savefig(file, format="png", dpi=110)
 
 
 def _interval(facts: Mapping[str, Any], key: str) -> str:

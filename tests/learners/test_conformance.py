@@ -1,0 +1,351 @@
+"""What every learner of the registry promises, whatever it learns.
+
+A new learner gets an entry in `mtf_jax.learners.registry` and a case here.
+"""
+
+import functools
+import os
+import pathlib
+import pkgutil
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax import learners, networks
+from mtf_jax.data import transitions
+from mtf_jax.learners import registry
+from mtf_jax.learners.base import normalization_from
+from mtf_jax.training import loop
+from mtf_jax.training.checkpoints import Checkpoints, digest
+from tests.session_logs import random_log
+
+_ROOT = pathlib.Path(__file__).parents[2]
+SIZES = (8,)
+A, G = 2, 2
+OPTIONS = {"batch_size": 8, "chunk_size": 2}
+
+
+class Case(NamedTuple):
+  """What the battery must know of a learner.
+
+  others: a value unlike the default for every hyperparameter.
+  stochastic: whether `act` draws from its key.
+  """
+
+  others: dict[str, Any]
+  stochastic: bool = False
+
+
+CASES = {
+  "integrated_rl": Case(
+    {
+      "discount": 0.5,
+      "sharpness": 3.0,
+      "penalty_scale": 0.2,
+      "uncertainty_scale": 0.6,
+      "group_weights": (1.0, 0.5),
+      "reward_shift": (0.3, 0.1),
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+    }
+  ),
+  "bc": Case({"actor_learning_rate": 2e-3, "max_gradient_norm": 0.1}),
+}
+
+every_learner = pytest.mark.parametrize("name", list(registry.LEARNERS))
+
+
+# One learner per name, so that all tests share what is compiled for it.
+
+
+@functools.cache
+def traces(name):
+  """Grows by one whenever jax traces the learner's update."""
+  del name
+  return []
+
+
+@functools.cache
+def build(name):
+  learner = registry.LEARNERS[name].build(
+    networks.mlp_actor(A, SIZES),
+    networks.mlp_critic(G, 2, SIZES),
+    critic_updates=2,
+  )
+
+  def update(state, batch):
+    traces(name).append(1)
+    return learner.update(state, batch)
+
+  return learner._replace(update=update)
+
+
+@functools.cache
+def jitted(name):
+  return jax.jit(build(name).update)
+
+
+@functools.cache
+def dataset_of(seed=0):
+  return transitions.device_dataset(random_log(seed))
+
+
+@functools.cache
+def batch_of(seed, size=8):
+  key = jax.random.key(seed)
+  return transitions.sample_transitions(key, dataset_of(), size)
+
+
+def numbers(name, *fields):
+  """Hyperparameters, the given fields unlike their defaults."""
+  others = CASES[name].others
+  defaults = registry.LEARNERS[name].hyperparams()
+  changed = defaults._replace(**{field: others[field] for field in fields})
+  # One shape whichever are changed, so that runs can be stacked.
+  return type(defaults)(
+    *(
+      np.broadcast_to(np.asarray(value, np.float32), np.shape(others[field]))
+      for field, value in changed._asdict().items()
+    )
+  )
+
+
+def init(name, rng_key, hyperparams):
+  example = jax.tree.map(lambda leaf: leaf[0], batch_of(9, 1))
+  return build(name).init(
+    rng_key, example, hyperparams, normalization_from(dataset_of())
+  )
+
+
+def start(name, *fields, seed=0):
+  return init(name, jax.random.key(seed), numbers(name, *fields))
+
+
+def start_run(name, *fields, seed=0):
+  state = start(name, *fields, seed=seed)
+  return loop.start(jax.random.key(seed + 100), state)
+
+
+def plain(tree):
+  """NumPy copies; keys as the integers that they hold."""
+
+  def one(leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    return np.array(leaf)
+
+  return jax.tree.map(one, tree)
+
+
+def assert_close(found, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    plain(found),
+    plain(expected),
+  )
+
+
+def kinds(tree):
+  return jax.tree.map(
+    lambda leaf: (leaf.shape, str(leaf.dtype), leaf.aval.weak_type), tree
+  )
+
+
+def test_every_learner_is_registered_and_has_a_case():
+  assert set(CASES) == set(registry.LEARNERS)
+  files = {module.name for module in pkgutil.iter_modules(learners.__path__)}
+  registered = {
+    entry.hyperparams.__module__.rpartition(".")[2]
+    for entry in registry.LEARNERS.values()
+  }
+  assert files - {"base", "registry"} == registered
+
+
+@every_learner
+def test_jit_changes_nothing(name):
+  state, batch = start(name), batch_of(1)
+  assert_close(jitted(name)(state, batch), build(name).update(state, batch))
+
+
+@every_learner
+def test_states_are_arrays_with_explicit_dtypes(name):
+  state = start(name)
+  new_state, metrics = jitted(name)(state, batch_of(0))
+  for leaf in jax.tree.leaves((state, new_state, metrics)):
+    assert isinstance(leaf, jax.Array)
+    assert not leaf.aval.weak_type
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    assert is_key or leaf.dtype in (jnp.float32, jnp.int32)
+  assert kinds(new_state) == kinds(state)
+
+
+@every_learner
+def test_every_hyperparameter_is_a_leaf_that_counts(name):
+  fields = registry.LEARNERS[name].hyperparams._fields
+  assert set(CASES[name].others) == set(fields)
+
+  def after_updates(*changed):
+    state = start(name, *changed)
+    for seed in range(2):
+      state, _ = jitted(name)(state, batch_of(seed))
+    return plain(build(name).policy(state)), plain(state)
+
+  policy, state = after_updates()
+  first = len(traces(name))
+  for field in fields:
+    other_policy, other = after_updates(field)
+    differ = jax.tree.map(np.array_equal, state, other)
+    # Its own leaf differs anyway.
+    assert jax.tree.leaves(differ).count(False) > 1, field
+    if field == "actor_learning_rate":
+      same = jax.tree.map(np.array_equal, policy, other_policy)
+      assert not all(jax.tree.leaves(same))
+  assert len(traces(name)) == first
+
+
+@every_learner
+def test_runs_at_once_are_the_runs_one_by_one(name):
+  """Two seeds, each with the default numbers and with others."""
+  others = CASES[name].others
+  runs = [(seed, f) for seed in (0, 1) for f in ((), tuple(others))]
+  hyperparams = jax.tree.map(
+    lambda *values: jnp.stack([jnp.asarray(value) for value in values]),
+    *(numbers(name, *fields) for _, fields in runs),
+  )
+  seeds = jnp.array([seed for seed, _ in runs])
+  many = jax.vmap(functools.partial(init, name))(
+    jax.vmap(jax.random.key)(seeds), hyperparams
+  )
+  state = jax.vmap(loop.start)(jax.vmap(jax.random.key)(seeds + 100), many)
+  dataset = dataset_of()
+  state = loop.train_many(build(name), state, dataset, 4, **OPTIONS)
+  for run, (seed, fields) in enumerate(runs):
+    expected = loop.train(
+      build(name),
+      start_run(name, *fields, seed=seed),
+      dataset,
+      4,
+      **OPTIONS,
+    )
+    found = jax.tree.map(lambda leaf, run=run: leaf[run], state)
+    assert_close(found, expected)
+
+
+@every_learner
+def test_nothing_compiles_twice(name):
+  """More updates, other numbers, another dataset of the same size."""
+  learner = build(name)
+  state = loop.train(learner, start_run(name), dataset_of(), 2, **OPTIONS)
+  first = len(traces(name))
+  state = loop.train(learner, state, dataset_of(), 6, **OPTIONS)
+  state = loop.train(learner, state, dataset_of(seed=1), 8, **OPTIONS)
+  other = start_run(name, *CASES[name].others, seed=1)
+  loop.train(learner, other, dataset_of(), 2, **OPTIONS)
+  assert len(traces(name)) == first
+
+
+@every_learner
+def test_resumed_from_a_checkpoint_it_ends_in_the_same_bits(name, tmp_path):
+  learner, dataset = build(name), dataset_of()
+  whole = loop.train(learner, start_run(name), dataset, 6, **OPTIONS)
+  half = loop.train(learner, start_run(name), dataset, 2, **OPTIONS)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(2, half, {})
+  # Another seed and other numbers: all of the state comes from the disk.
+  template = start_run(name, *CASES[name].others, seed=1)
+  restored, _ = checkpoints.restore(template)
+  checkpoints.close()
+  assert kinds(restored) == kinds(half)
+  resumed = loop.train(learner, restored, dataset, 6, **OPTIONS)
+  assert digest(resumed) == digest(whole)
+
+
+@every_learner
+def test_a_run_stays_at_its_last_good_state(name):
+  learner, dataset = build(name), dataset_of()
+  state = loop.train(learner, start_run(name), dataset, 2, **OPTIONS)
+  expected = plain(state)
+  bad = dataset._replace(observation=jnp.full_like(dataset.observation, np.nan))
+  with pytest.raises(loop.NonFiniteError) as raised:
+    loop.train(learner, state, bad, 4, **OPTIONS)
+  assert raised.value.step == 2
+  jax.tree.map(
+    np.testing.assert_array_equal, plain(raised.value.state), expected
+  )
+
+
+@every_learner
+def test_an_action_is_in_range_and_comes_from_what_is_given(name):
+  learner = build(name)
+  params = learner.policy(start(name))
+  observation = batch_of(0).observation_tm1
+  act = jax.jit(jax.vmap(learner.act, in_axes=(None, 0, None)))
+  rng_key, other_key = jax.random.split(jax.random.key(3))
+  action = act(params, observation, rng_key)
+  assert action.shape == (observation.shape[0], A)
+  assert action.dtype == observation.dtype
+  np.testing.assert_allclose(
+    learner.act(params, observation[0], rng_key), action[0], atol=1e-6
+  )
+  others = learner.policy(start(name, seed=1))
+  assert not np.array_equal(act(others, observation, rng_key), action)
+  assert np.unique(action, axis=0).shape == action.shape
+  again = act(params, observation, other_key)
+  assert np.array_equal(again, action) is not CASES[name].stochastic
+  # Also where the network would go far beyond it.
+  huge = params._replace(
+    actor_params=jax.tree.map(lambda leaf: 50 * leaf, params.actor_params)
+  )
+  far = np.abs(act(huge, 50 * observation, rng_key))
+  assert 0.5 < far.max() <= 1
+
+
+@every_learner
+def test_a_value_is_one_number_for_each_group(name):
+  learner = build(name)
+  if learner.value is None:
+    return
+  batch = batch_of(0)
+  value = jax.vmap(learner.value, in_axes=(None, 0, 0, 0))
+  given = (batch.observation_tm1, batch.action_tm1, batch.box_tm1)
+  found = value(start(name), *given)
+  assert found.shape == (batch.discount_t.shape[0], G)
+  assert np.all(np.isfinite(found))
+  for place in (0, 1):
+    changed = [*given[:place], given[place] + 1, *given[place + 1 :]]
+    assert not np.any(value(start(name), *changed) == found)
+
+
+def run_in_x64():
+  """Float32 data stays float32 although float64 is the default."""
+  import tests.conftest  # noqa: F401 - its strictness
+
+  assert jnp.zeros(1).dtype == jnp.float64
+  for name in registry.LEARNERS:
+    state = start_run(name)
+    before = kinds(state)
+    state = loop.train(build(name), state, dataset_of(), 2, **OPTIONS)
+    assert kinds(state) == before, name
+    for leaf in jax.tree.leaves(plain(state)):
+      assert leaf.dtype in (np.float32, np.int32, np.uint32, np.bool_), name
+
+
+def test_works_where_float64_is_the_default():
+  subprocess.run(
+    (
+      sys.executable,
+      "-c",
+      "from tests.learners.test_conformance import run_in_x64; run_in_x64()",
+    ),
+    cwd=_ROOT,
+    env={**os.environ, "JAX_ENABLE_X64": "1"},
+    check=True,
+    timeout=300,
+  )
