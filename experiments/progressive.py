@@ -223,7 +223,7 @@ def _check(run: run_lib.Run, new: State, old: State) -> list[dict[str, Any]]:
     continuations=config.check_continuations,
     sessions=config.check_sessions,
     max_requests=config.max_requests,
-    held=config.exploration == "session",
+    exploration=config.exploration,
   )
   width = config_lib.HALF_WIDTH
   found = []

@@ -54,7 +54,8 @@ def as_dataset(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "held")
+  jax.jit,
+  static_argnames=("act", "num_sessions", "max_requests", "exploration"),
 )
 def collect_part(
   rng_key: chex.PRNGKey,
@@ -63,14 +64,14 @@ def collect_part(
   params: Service,
   num_sessions: int,
   max_requests: int,
-  held: bool,
+  exploration: str,
 ) -> Rows:
   """Logs sessions of each seed; arguments and result have the axis `R`."""
 
   def one(rng_key, world, params):
     return flat_rows(
       rollout_lib.rollout(
-        rng_key, world, act, params, num_sessions, max_requests, held
+        rng_key, world, act, params, num_sessions, max_requests, exploration
       )
     )
 

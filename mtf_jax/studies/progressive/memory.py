@@ -33,20 +33,20 @@ def num_bytes(tree: Any) -> int:
 
 def _lower_search(run: run_lib.Run, table: Any) -> Any:
   """The search of ES and of the headroom, the larger of the two."""
-  config, look = run.config, env.privileged_observation
+  config, observe_fn = run.config, env.privileged_observation
   effort = max(
     config.es_search, config.headroom_search, key=lambda search: search.sessions
   )
   num_groups = run.world.group_weights.shape[1]
 
   def start(world, action):
-    return oracle.start_policy(world, look, action, 1.0, False)
+    return oracle.start_policy(world, observe_fn, action, 1.0)
 
   def search(rng_key, world, table, policy):
     # Without the outcomes that are judged but not searched for: a copy.
     own = table._replace(reward=table.reward[..., :num_groups])
     return oracle.optimise(
-      rng_key, world, own, policy, effort, config.max_requests, look
+      rng_key, world, own, policy, effort, config.max_requests, observe_fn
     )
 
   policy = jax.eval_shape(jax.vmap(start), run.world, run.es)
@@ -76,7 +76,7 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
     service,
     size,
     config.max_requests,
-    config.exploration == "session",
+    config.exploration,
   )
   part = collect.out_info
   room = jax.eval_shape(lambda part: collect_lib.empty_rows(part, parts), part)

@@ -74,7 +74,7 @@ def _collect(
       params,
       size,
       config.max_requests,
-      config.exploration == "session",
+      config.exploration,
     )
     if rows is None:
       rows = empty_rows(part, config.rounds * config.collect_parts)

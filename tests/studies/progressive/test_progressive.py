@@ -204,9 +204,6 @@ def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
   )
   held, anew = judge(0.15, True), judge(0.15, False)
   assert not np.array_equal(held.reward, anew.reward)
-  # The first request has the same draw either way.
-  once = np.asarray(held.requests) == 1
-  np.testing.assert_array_equal(held.reward[once], anew.reward[once])
 
 
 @pytest.mark.parametrize("exploration", config_lib.EXPLORATIONS)
