@@ -49,6 +49,11 @@ setuptools.setup(
       # Holds that imports run downwards only.
       "import-linter>=2.1",
       "matplotlib>=3.9",
+      # The documentation site.
+      "mkdocs-material>=9.7",
+      "mkdocstrings[python]>=1.0",
+      # Types of the public surface.
+      "mypy>=1.15",
       "pyarrow>=18",
       "pytest>=8",
       # Compilation, most of the tests' time, uses one core a process.

@@ -1,6 +1,6 @@
 """Trains IntegratedRL-MTF on a file of logged sessions.
 
-  python -m experiments.train --dataset=log.npz --output_dir=runs/a --preset=cpu
+  python -m experiments.train --dataset=log.npz --out_dir=runs/a --preset=cpu
 
 Run again with the same flags, it goes on from the newest whole checkpoint.
 """
@@ -17,10 +17,14 @@ from absl import app, flags, logging
 
 from mtf_jax.data import session_log, transitions
 from mtf_jax.learners.base import normalization_from
-from mtf_jax.learners.integrated_rl import Coefficients
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
-from mtf_jax.training.config import PRESETS, TrainConfig, make_learner
+from mtf_jax.training.config import (
+  PRESETS,
+  TrainConfig,
+  hyperparams_of,
+  make_learner,
+)
 from mtf_jax.training.metrics import (
   MetricsWriter,
   NegativeTargetWarning,
@@ -31,8 +35,8 @@ from mtf_jax.training.metrics import (
 _DATASET = flags.DEFINE_string(
   "dataset", None, "Logged sessions (.npz).", required=True
 )
-_OUTPUT_DIR = flags.DEFINE_string(
-  "output_dir", None, "Checkpoints and metrics go here.", required=True
+_OUT_DIR = flags.DEFINE_string(
+  "out_dir", None, "Checkpoints and metrics go here.", required=True
 )
 _PRESET = flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the run.")
 _ACTOR = flags.DEFINE_enum("actor", None, ["mlp", "ple"], "Policy network.")
@@ -78,7 +82,7 @@ def _config() -> TrainConfig:
     "critic_updates": _CRITIC_UPDATES.value,
     "num_steps": _NUM_STEPS.value,
     "seed": _SEED.value,
-    "coefficients": _coefficients(_COEFFICIENT.value) or None,
+    "hyperparams": _coefficients(_COEFFICIENT.value) or None,
   }
   given = {name: value for name, value in given.items() if value is not None}
   return dataclasses.replace(PRESETS[_PRESET.value], **given)
@@ -104,8 +108,8 @@ def _check_same_run(found: dict, expected: dict) -> None:
       differ = {part: (before, now)} if before != now else {}
     for name, (old, new) in differ.items():
       raise ValueError(
-        f"{name}: expected {old!r} as in the checkpoint of --output_dir, found"
-        f" {new!r}; use another --output_dir for another run."
+        f"{name}: expected {old!r} as in the checkpoint of --out_dir, found"
+        f" {new!r}; use another --out_dir for another run."
       )
 
 
@@ -131,34 +135,33 @@ def main(argv: Sequence[str]) -> None:
     jax.random.key(config.seed), 3
   )
   example = transitions.sample_transitions(example_key, dataset, 1)
-  coefficients = {
-    name: jax.numpy.asarray(value)
-    for name, value in config.coefficients.items()
+  hyperparams = {
+    name: jax.numpy.asarray(value) for name, value in config.hyperparams.items()
   }
   state = loop.start(
     batch_key,
     learner.init(
       network_key,
       jax.tree.map(lambda leaf: leaf[0], example),
-      Coefficients(**coefficients),
+      hyperparams_of(config.learner)(**hyperparams),
       normalization_from(dataset),
     ),
   )
 
-  output_dir = pathlib.Path(_OUTPUT_DIR.value)
-  output_dir.mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(output_dir / "checkpoints", keep=_KEEP.value)
+  out_dir = pathlib.Path(_OUT_DIR.value)
+  out_dir.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(out_dir / "checkpoints", keep=_KEEP.value)
   restored = checkpoints.restore(
     state, check=lambda found: _check_same_run(found, record)
   )
   if restored is None:
-    _say(f"No checkpoint in {output_dir}: starting at update 0.")
+    _say(f"No checkpoint in {out_dir}: starting at update 0.")
     checkpoints.save(0, state, record)
   else:
     state, _ = restored
     _say(f"Going on from update {state.step}.")
   first_step = int(state.step)
-  writer = MetricsWriter(output_dir / "metrics.jsonl", first_step)
+  writer = MetricsWriter(out_dir / "metrics.jsonl", first_step)
   progress = Progress(first_step, config.num_updates)
   negative_targets = NegativeTargetWarning()
 

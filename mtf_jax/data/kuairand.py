@@ -40,7 +40,7 @@ _FLAGS = (
   "is_hate",
   "is_rand",
 )
-_LOG_TYPES = {
+_LOG_TYPES: dict[str, type[np.signedinteger]] = {
   "user_id": np.int64,
   "video_id": np.int64,
   "time_ms": np.int64,
@@ -130,12 +130,17 @@ def _is_date(number: int) -> bool:
   return True
 
 
-def _check_values(path, first_row, values, catalogue) -> None:
+def _check_values(
+  path: pathlib.Path,
+  first_row: int,
+  values: dict[str, np.ndarray],
+  catalogue: Catalogue,
+) -> None:
   """Raises `ValueError` for the first value out of its range."""
 
   def require(column, good, expected):
     if not good.all():
-      index = np.argmin(good)
+      index = int(np.argmin(good))
       kuairand_csv.fail(
         path,
         first_row,
@@ -306,7 +311,11 @@ def split_days(
   return log.select(~later), log.select(later)
 
 
-def _ids(column, values, places) -> tuple[np.ndarray, np.ndarray]:
+def _ids(
+  column: str,
+  values: dict[str, list[str]],
+  places: list[tuple[pathlib.Path, int]],
+) -> tuple[np.ndarray, np.ndarray]:
   """Sorted unique ids, and the row of each."""
   seen: dict[int, int] = {}
   for row, text in enumerate(values[column]):

@@ -5,7 +5,7 @@ Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -106,10 +106,10 @@ def rows_from(log: SessionLog, valid: chex.Array | None = None) -> Rows:
   """
   if valid is None:
     valid = np.ones(np.shape(log.terminal), bool)
-  fields = {
+  fields: dict[str, Any] = {
     name: getattr(log, name) for name in Rows._fields if name != "valid"
   }
-  return jax.tree.map(jnp.asarray, Rows(**fields, valid=valid))
+  return jax.tree.map(jnp.asarray, Rows(**fields, valid=jnp.asarray(valid)))
 
 
 def dataset_from(

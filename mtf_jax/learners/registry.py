@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mtf_jax.learners import bc, integrated_rl
+from mtf_jax.learners import bc, integrated_rl, td3_bc
 from mtf_jax.learners.base import Learner
 from mtf_jax.networks import Actor, Critic
 
@@ -31,4 +31,5 @@ LEARNERS = {
     integrated_rl.integrated_rl, integrated_rl.Coefficients
   ),
   "bc": Entry(_bc, bc.Hyperparams),
+  "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),
 }

@@ -128,7 +128,8 @@ class NegativeTargetWarning:
 
   def check(self, row: dict[str, Any]) -> None:
     """Looks at `negative_target_share` of a row from `summarize`."""
-    share = row["negative_target_share"]
+    # Not every learner bootstraps.
+    share = row.get("negative_target_share", 0.0)
     if share > 0 and not self._warned:
       self._warned = True
       logging.warning(

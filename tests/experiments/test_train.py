@@ -14,13 +14,13 @@ from tests.session_logs import random_log
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def command(dataset, output_dir, *flags):
+def command(dataset, out_dir, *flags):
   return [
     sys.executable,
     "-m",
     "experiments.train",
     f"--dataset={dataset}",
-    f"--output_dir={output_dir}",
+    f"--out_dir={out_dir}",
     "--preset=smoke",
     *flags,
   ]
@@ -118,7 +118,7 @@ def test_flags_reach_the_run(dataset, tmp_path):
   assert done.returncode == 0, done.stderr
   record = next((tmp_path / "run").rglob("record/*")).read_text()
   config = json.loads(record)["config"]
-  assert config["coefficients"] == {
+  assert config["hyperparams"] == {
     "group_weights": [1.0, 2.0],
     "penalty_scale": 0.5,
   }

@@ -31,10 +31,10 @@ def test_the_paper_preset_is_the_papers():
     ({"chunk_size": 0}, "expected 1 or more"),
     ({"num_steps": 0}, "num_steps: expected 1 or more, found 0"),
     (
-      {"num_steps": 2, "coefficients": {"reward_shift": 0.5}},
+      {"num_steps": 2, "hyperparams": {"reward_shift": 0.5}},
       "reward_shift: expected 0 with num_steps = 2, found 0.5",
     ),
-    ({"coefficients": {"gamma": 0.9}}, r"found \['gamma'\]"),
+    ({"hyperparams": {"gamma": 0.9}}, "found gamma"),
   ],
 )
 def test_bad_configurations_are_refused(changes, message):

@@ -1,0 +1,329 @@
+"""TD3+BC, with TD3 and DDPG as settings of it.
+
+The nearest rival of IntegratedRL-MTF: a deterministic actor as well, but held
+to the logged actions instead of to the boxes that they were drawn from.
+
+Where published code differs, this follows the authors' of [1]: each critic
+update has transitions of its own, the targets move with the actor only, and the
+actor climbs the first critic. Two details are not theirs. The critics' loss is
+the mean over critics, not the sum: Adam steps the same, and a finite
+`max_gradient_norm` means what it means for other learners. `mean |Q|` has 1e-7
+added to it, because critics that start at 0 would divide by it.
+
+Letters: `B` transitions of a batch, `S` state features, `A` action components,
+`G` reward groups, `M` critics of a group (two as published).
+
+References:
+  [1] Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement
+  Learning", NeurIPS 2021.
+  [2] Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic
+  Methods", ICML 2018.
+  [3] Lillicrap et al., "Continuous Control with Deep Reinforcement Learning",
+  ICLR 2016.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtf_jax.data.transitions import Transition
+from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.kernels.losses import critic_loss, td_targets
+from mtf_jax.learners import base
+from mtf_jax.learners.base import Learner, Normalization, Policy
+from mtf_jax.networks import Actor, Critic
+
+_VALUE_FLOOR = 1e-7
+
+
+class Hyperparams(NamedTuple):
+  """Numbers of the algorithm: leaves of the state, so none of them recompiles.
+
+  The discount is that of `integrated_rl`; the other values are those of [1].
+
+  discount: gamma, in [0, 1].
+  value_scale: alpha, weight of the value in the actor's loss.
+  normalize_value: 1 divides that weight by mean |Q|, 0 does not.
+  cloning_scale: beta, weight of the squared distance to the logged action.
+  target_noise: standard deviation of the noise on the target action, in units
+    of the action. The published 0.2 is more than a box of half-width 0.15; the
+    same share of such a box is 0.03, with a `target_noise_clip` of 0.075.
+  target_noise_clip: limit of that noise, same units.
+  group_weights: w, scalar or `[G]`, weight of each group's value.
+  target_step_size: tau of the soft updates, in [0, 1].
+  actor_learning_rate: Adam's step size for the actor.
+  critic_learning_rate: Adam's step size for the critics.
+  max_gradient_norm: global norm to which each gradient is clipped; `inf` never.
+  """
+
+  discount: chex.Numeric = 0.9
+  value_scale: chex.Numeric = 2.5
+  normalize_value: chex.Numeric = 1.0
+  cloning_scale: chex.Numeric = 1.0
+  target_noise: chex.Numeric = 0.2
+  target_noise_clip: chex.Numeric = 0.5
+  group_weights: chex.Numeric = 1.0
+  target_step_size: chex.Numeric = 0.005
+  actor_learning_rate: chex.Numeric = 3e-4
+  critic_learning_rate: chex.Numeric = 3e-4
+  max_gradient_norm: chex.Numeric = np.inf
+
+
+# Numbers of [2] and [3]; [3] has besides one critic and `critic_updates=1`.
+TD3 = Hyperparams(value_scale=1.0, normalize_value=0.0, cloning_scale=0.0)
+DDPG = TD3._replace(target_noise=0.0)
+
+
+class State(NamedTuple):
+  """Everything that an update reads and writes; a pytree of arrays.
+
+  actor_params, critic_params: as the networks' `init` made them.
+  target_actor_params, target_critic_params: their slow copies.
+  actor_optimizer, critic_optimizer: Adam's moments.
+  hyperparams: the numbers of the algorithm, each a leaf.
+  normalization: of the observations.
+  rng_key: from which the noise of the target actions is drawn.
+  """
+
+  actor_params: Any
+  critic_params: Any
+  target_actor_params: Any
+  target_critic_params: Any
+  actor_optimizer: Any
+  critic_optimizer: Any
+  hyperparams: Hyperparams
+  normalization: Normalization
+  rng_key: chex.PRNGKey
+
+
+class Metrics(NamedTuple):
+  """What one update saw; means over its critic updates where it has several.
+
+  critic_loss, actor_loss: scalars.
+  q_mean, q_min, q_max: `[G]` over batch and critics, at the logged actions.
+  value_weight: scalar lambda.
+  cloning_error: scalar, mean squared distance of the actor to the logged
+    action's components.
+  critic_gradient_norm, actor_gradient_norm: scalars, before clipping.
+  """
+
+  critic_loss: jax.Array
+  actor_loss: jax.Array
+  q_mean: jax.Array
+  q_min: jax.Array
+  q_max: jax.Array
+  value_weight: jax.Array
+  cloning_error: jax.Array
+  critic_gradient_norm: jax.Array
+  actor_gradient_norm: jax.Array
+
+
+_BOUNDS = {
+  "discount": (0.0, 1.0),
+  "value_scale": (0.0, np.inf),
+  "normalize_value": (0.0, 1.0),
+  "cloning_scale": (0.0, np.inf),
+  "target_noise": (0.0, np.inf),
+  "target_noise_clip": (0.0, np.inf),
+  "target_step_size": (0.0, 1.0),
+  "actor_learning_rate": (0.0, np.inf),
+  "critic_learning_rate": (0.0, np.inf),
+  "max_gradient_norm": (0.0, np.inf),
+}
+
+
+def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
+  """Builds TD3+BC of [1] from its networks.
+
+  One update, critics first:
+
+    `a' = clip(mu'(s') + clip(noise, -c, c), -1, 1)`;
+    `y_g = r_g + gamma min_m Q'_gm(s', a')`;
+    critics: Adam on the mean of `(Q_gm(s, a) - y_g)^2`;
+    actor: Adam on `-lambda mean Q(s, mu(s)) + beta mean (mu(s) - a)^2`, means
+    over the batch, and over components in the second, with
+    `Q = sum_g w_g Q_g1` of the first critics, `lambda = alpha / mean |Q|`
+    without a gradient, and beta 1 in [1]; then the soft updates of Q' and mu'.
+
+  With the numbers of `TD3` this is [2], and with those of `DDPG`, one critic
+  and `critic_updates=1` it is [3]. [1] knows one reward; weighing the groups
+  is ours, as is the minimum within each.
+
+  Args:
+    actor: the policy's network.
+    critic: the critics' network, two critics of a group in [1] and [2].
+    critic_updates: number of critic updates before the one actor update, static
+      (2 in [1] and [2]). A batch is split into that many parts, and the actor's
+      part is the last one; for parts of 256 as in [1] draw 512.
+
+  Returns:
+    The learner; its `value` is the minimum over a group's critics.
+
+  Raises:
+    ValueError: at `init`, a hyperparameter out of range or of a wrong shape; at
+      `update`, a batch that `critic_updates` does not divide.
+  """
+  base.check_critic_updates(critic_updates)
+
+  def init(
+    rng_key: chex.PRNGKey,
+    example: Transition,
+    hyperparams: Hyperparams | None = None,
+    normalization: Normalization | None = None,
+  ) -> State:
+    hyperparams = Hyperparams() if hyperparams is None else hyperparams
+    base.check_ranges(hyperparams, _BOUNDS)
+    observation = jnp.asarray(example.observation_tm1)
+    (num_groups,) = example.r_t.shape
+    # Copies: a state is donated, and the caller may use these again.
+    hyperparams = jax.tree.map(
+      lambda value: jnp.array(value, observation.dtype), hyperparams
+    )
+    hyperparams = hyperparams._replace(
+      group_weights=jnp.broadcast_to(hyperparams.group_weights, num_groups)
+    )
+    actor_key, critic_key, noise_key = jax.random.split(rng_key, 3)
+    actor_params = actor.init(actor_key, observation)
+    critic_params = critic.init(
+      critic_key, observation, example.action_tm1, example.box_tm1
+    )
+    return State(
+      actor_params=actor_params,
+      critic_params=critic_params,
+      # Copies: a donated state must not hold one buffer twice.
+      target_actor_params=jax.tree.map(jnp.copy, actor_params),
+      target_critic_params=jax.tree.map(jnp.copy, critic_params),
+      actor_optimizer=base.start_optimizer(actor_params),
+      critic_optimizer=base.start_optimizer(critic_params),
+      hyperparams=hyperparams,
+      normalization=base.own_normalization(normalization, observation),
+      rng_key=noise_key,
+    )
+
+  def update_critic(state: State, batch: Transition):
+    numbers = state.hyperparams
+    rng_key, noise_key = jax.random.split(state.rng_key)
+    action_t = actor.apply(state.target_actor_params, batch.observation_t)
+    noise = numbers.target_noise * jax.random.normal(
+      noise_key, action_t.shape, action_t.dtype
+    )
+    limit = numbers.target_noise_clip
+    action_t = jnp.clip(action_t + jnp.clip(noise, -limit, limit), -1, 1)
+    q_t = critic.apply(
+      state.target_critic_params, batch.observation_t, action_t, batch.box_t
+    )
+    lowest = jnp.min(q_t, axis=2, keepdims=True)
+    targets = jax.vmap(td_targets)(
+      batch.r_t,
+      numbers.discount * batch.discount_t,
+      jnp.ones_like(batch.discount_t),
+      jnp.broadcast_to(lowest, q_t.shape),
+    )
+
+    def loss_fn(params):
+      q_tm1 = critic.apply(
+        params, batch.observation_tm1, batch.action_tm1, batch.box_tm1
+      )
+      return jnp.mean(jax.vmap(critic_loss)(q_tm1, targets)), q_tm1
+
+    (loss, q_tm1), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.critic_params
+    )
+    params, optimizer, norm = base.descend(
+      gradient,
+      state.critic_params,
+      state.critic_optimizer,
+      numbers.critic_learning_rate,
+      numbers.max_gradient_norm,
+    )
+    state = state._replace(
+      critic_params=params, critic_optimizer=optimizer, rng_key=rng_key
+    )
+    metrics = {
+      "critic_loss": loss,
+      "q_mean": jnp.mean(q_tm1, axis=(0, 2)),
+      "q_min": jnp.min(q_tm1, axis=(0, 2)),
+      "q_max": jnp.max(q_tm1, axis=(0, 2)),
+      "critic_gradient_norm": norm,
+    }
+    return state, metrics
+
+  def update_actor(state: State, batch: Transition):
+    numbers = state.hyperparams
+
+    def loss_fn(params):
+      action = actor.apply(params, batch.observation_tm1)
+      q = critic.apply(
+        state.critic_params, batch.observation_tm1, action, batch.box_tm1
+      )
+      value = jnp.sum(numbers.group_weights[None, :] * q[:, :, 0], axis=1)
+      size = jax.lax.stop_gradient(jnp.mean(jnp.abs(value))) + _VALUE_FLOOR
+      normalizes = numbers.normalize_value > 0
+      weight = numbers.value_scale / jnp.where(normalizes, size, 1)
+      error = jnp.mean(jnp.square(action - batch.action_tm1))
+      loss = numbers.cloning_scale * error - weight * jnp.mean(value)
+      return loss, (weight, error)
+
+    (loss, (weight, error)), gradient = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.actor_params)
+    params, optimizer, norm = base.descend(
+      gradient,
+      state.actor_params,
+      state.actor_optimizer,
+      numbers.actor_learning_rate,
+      numbers.max_gradient_norm,
+    )
+    # As in [1] and [2] all targets move here, not with each critic update.
+    target_actor_params, target_critic_params = optax.incremental_update(
+      (params, state.critic_params),
+      (state.target_actor_params, state.target_critic_params),
+      numbers.target_step_size,
+    )
+    state = state._replace(
+      actor_params=params,
+      actor_optimizer=optimizer,
+      target_actor_params=target_actor_params,
+      target_critic_params=target_critic_params,
+    )
+    metrics = {
+      "actor_loss": loss,
+      "value_weight": weight,
+      "cloning_error": error,
+      "actor_gradient_norm": norm,
+    }
+    return state, metrics
+
+  def update(state: State, batch: Transition) -> tuple[State, Metrics]:
+    batch = base.normalize_batch(state.normalization, batch)
+    parts = base.split_batch(batch, critic_updates)
+    state, critic_metrics = jax.lax.scan(update_critic, state, parts)
+    last = jax.tree.map(lambda leaf: leaf[-1], parts)
+    state, actor_metrics = update_actor(state, last)
+    critic_metrics = jax.tree.map(
+      lambda leaf: jnp.mean(leaf, axis=0), critic_metrics
+    )
+    return state, Metrics(**critic_metrics, **actor_metrics)
+
+  def policy(state: State) -> Policy:
+    return Policy(state.actor_params, state.normalization)
+
+  def act(
+    params: Policy, observation: chex.Array, rng_key: chex.PRNGKey
+  ) -> jax.Array:
+    del rng_key  # The policy is deterministic; its noise is the targets' alone.
+    observation = base.normalize_one(params.normalization, observation)
+    return actor.apply(params.actor_params, observation[None, :])[0]
+
+  def value(
+    state: State, observation: chex.Array, action: chex.Array, box: ActionBox
+  ) -> jax.Array:
+    observation = base.normalize_one(state.normalization, observation)
+    one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
+    return jnp.min(critic.apply(state.critic_params, *one)[0], axis=1)
+
+  return Learner(init=init, update=update, policy=policy, act=act, value=value)
