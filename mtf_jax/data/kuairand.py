@@ -74,7 +74,6 @@ class Catalogue(NamedTuple):
   user_categories: `[U, F]` int32 codes from 0 of the profile columns.
   user_category_names: `F` names.
   video_categories: `[I, G]` int32 codes of author, type, upload and music type.
-  video_category_names: `G` names.
   video_tags: `[I, W]` float32, 1 where the video carries the tag.
   video_tag: `[I]` int32, the video's first tag, a column of `video_tags`.
   duration: `[I]` float32 seconds, `inf` if the video has none (pictures).
@@ -85,7 +84,6 @@ class Catalogue(NamedTuple):
   user_categories: np.ndarray
   user_category_names: tuple[str, ...]
   video_categories: np.ndarray
-  video_category_names: tuple[str, ...]
   video_tags: np.ndarray
   video_tag: np.ndarray
   duration: np.ndarray
@@ -400,7 +398,6 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
     video_categories=np.stack(
       [_codes(videos[name], rows) for name in _VIDEO_CATEGORIES], axis=1
     ),
-    video_category_names=_VIDEO_CATEGORIES,
     video_tags=video_tags,
     video_tag=np.array([vocabulary[names[0]] for names in tags], np.int32),
     duration=duration,
