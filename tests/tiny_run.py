@@ -31,7 +31,7 @@ TINY = ProgressiveConfig(
     num_updates=8,
     chunk_size=4,
     checkpoint_every=4,
-    coefficients={"actor_learning_rate": 1e-2},
+    hyperparams={"actor_learning_rate": 1e-2},
   ),
 )
 

@@ -157,7 +157,7 @@ def compare(
     The values. Sums over the groups with the learner's weights, mean over an
     ensemble.
   """
-  numbers = state.coefficients
+  numbers = state.hyperparams
   mean, scale = state.normalization
   groups = world.group_weights.shape[0]
   visit_key, key = jax.random.split(rng_key)

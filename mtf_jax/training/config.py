@@ -8,13 +8,14 @@ import numpy as np
 from mtf_jax import networks
 from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.learners.base import Learner
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.registry import LEARNERS
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """What a checkpoint must agree with to be resumed, except `num_updates`.
 
+  learner: name of the algorithm, see `learners.registry`.
   actor: "mlp" or "ple" (an even number of action components).
   critic: "mlp" (free-form, of the paper), "box" or "box_quadratic" (ours).
   ensemble_size: critics of a reward group.
@@ -26,9 +27,11 @@ class TrainConfig:
   chunk_size: updates of one dispatch; divides `num_updates`.
   checkpoint_every: updates between checkpoints, a multiple of `chunk_size`.
   seed: of the networks' start and of the batches.
-  coefficients: field of `Coefficients` -> number, or tuple with one per group.
+  hyperparams: field of the learner's hyperparameters -> number, or tuple with
+    one per group.
   """
 
+  learner: str = "integrated_rl"
   actor: str = "mlp"
   critic: str = "mlp"
   ensemble_size: int = 8
@@ -40,7 +43,7 @@ class TrainConfig:
   chunk_size: int = 100
   checkpoint_every: int = 1_000
   seed: int = 0
-  coefficients: dict[str, Any] = dataclasses.field(default_factory=dict)
+  hyperparams: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     """Refuses what would only fail after minutes, or not at all."""
@@ -66,33 +69,69 @@ class TrainConfig:
       raise ValueError(
         f"num_steps: expected 1 or more, found {self.num_steps}."
       )
-    shift = self.coefficients.get("reward_shift", 0.0)
+    shift = self.hyperparams.get("reward_shift", 0.0)
     if self.num_steps > 1 and np.any(shift):
       # It would be added once a transition, not once a request.
       raise ValueError(
         f"reward_shift: expected 0 with num_steps = {self.num_steps}, found"
         f" {shift}."
       )
-    unknown = sorted(set(self.coefficients) - set(Coefficients._fields))
+    known = hyperparams_of(self.learner)._fields
+    unknown = sorted(set(self.hyperparams) - set(known))
     if unknown:
       raise ValueError(
-        f"coefficients: expected fields of Coefficients, found {unknown}."
+        f"hyperparams: expected fields of {self.learner}'s, {', '.join(known)},"
+        f" found {', '.join(unknown)}."
       )
 
   @property
   def discount(self) -> float:
     """The learner's discount factor, which n-step returns need as well."""
-    return self.coefficients.get("discount", Coefficients().discount)
+    default = getattr(hyperparams_of(self.learner)(), "discount", 1.0)
+    return self.hyperparams.get("discount", default)
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it: lists for tuples."""
     values = dataclasses.asdict(self)
     values["hidden_sizes"] = list(self.hidden_sizes)
-    values["coefficients"] = {
+    values["hyperparams"] = {
       name: list(value) if isinstance(value, tuple) else value
-      for name, value in sorted(self.coefficients.items())
+      for name, value in sorted(self.hyperparams.items())
     }
     return values
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
+    """The configuration that `to_json` wrote.
+
+    Raises:
+      ValueError: it has not these fields; another version wrote it.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    if set(values) != names:
+      raise ValueError(
+        f"train: expected the fields {', '.join(sorted(names))}, found"
+        f" {', '.join(sorted(values))}; another version wrote them."
+      )
+    hyperparams = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in values["hyperparams"].items()
+    }
+    sizes = tuple(values["hidden_sizes"])
+    return cls(**{**values, "hidden_sizes": sizes, "hyperparams": hyperparams})
+
+
+def hyperparams_of(learner: str) -> type[Any]:
+  """Class of a learner's hyperparameters.
+
+  Raises:
+    ValueError: no learner has this name.
+  """
+  if learner not in LEARNERS:
+    raise ValueError(
+      f"learner: expected one of {', '.join(LEARNERS)}, found {learner!r}."
+    )
+  return LEARNERS[learner].hyperparams
 
 
 _ACTORS = ("mlp", "ple")
@@ -149,9 +188,18 @@ def make_networks(
   return actor, critic
 
 
+def build_learner(
+  config: TrainConfig, actor: networks.Actor, critic: networks.Critic
+) -> Learner:
+  """The learner that a configuration describes, around given networks."""
+  return LEARNERS[config.learner].build(
+    actor, critic, critic_updates=config.critic_updates
+  )
+
+
 def make_learner(config: TrainConfig, dataset: TransitionDataset) -> Learner:
   """The learner that a configuration describes, sized for a dataset."""
   actor, critic = make_networks(
     config, dataset.action.shape[1], dataset.reward.shape[1]
   )
-  return integrated_rl(actor, critic, critic_updates=config.critic_updates)
+  return build_learner(config, actor, critic)

@@ -128,12 +128,13 @@ class NegativeTargetWarning:
 
   def check(self, row: dict[str, Any]) -> None:
     """Looks at `negative_target_share` of a row from `summarize`."""
-    share = row["negative_target_share"]
+    # Not every learner bootstraps.
+    share = row.get("negative_target_share", 0.0)
     if share > 0 and not self._warned:
       self._warned = True
       logging.warning(
         "%.2g of the bootstrapped targets are negative: there the bootstrap"
-        " weight rewards leaving the box. Shift the rewards (coefficient"
+        " weight rewards leaving the box. Shift the rewards (hyperparameter"
         " reward_shift) so that returns are not negative.",
         share,
       )

@@ -8,7 +8,7 @@ from mtf_jax.evaluation import critic_check
 from mtf_jax.evaluation.critic_check import Compared, Effort
 from mtf_jax.kernels import exploration
 from mtf_jax.learners.base import Normalization
-from mtf_jax.learners.integrated_rl import Coefficients, State
+from mtf_jax.learners.integrated_rl import Hyperparams, State
 from mtf_jax.networks import Critic
 from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.worlds import env
@@ -27,9 +27,9 @@ def _act(params, observation, rng_key):
   return policies.Decision(action, box, exploration.box_log_prob(action, box))
 
 
-def _state(world, **coefficients):
+def _state(world, **hyperparams):
   size = len(world.observation_names)
-  numbers = Coefficients(**coefficients)
+  numbers = Hyperparams(**hyperparams)
   numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), numbers)
   numbers = numbers._replace(
     group_weights=jnp.broadcast_to(numbers.group_weights, 2),
@@ -42,7 +42,7 @@ def _state(world, **coefficients):
     target_critic_params=(),
     actor_optimizer=(),
     critic_optimizer=(),
-    coefficients=numbers,
+    hyperparams=numbers,
     normalization=Normalization(jnp.full((size,), 0.5), jnp.full((size,), 2.0)),
   )
 
@@ -76,7 +76,7 @@ def _apply(params, observation, action, box):
 _KNOWN = Critic(init=None, apply=_apply)
 
 
-def _compare(known, holding=0.15, **coefficients):
+def _compare(known, holding=0.15, **hyperparams):
   world, table = known
   return critic_check.compare(
     jax.random.key(0),
@@ -87,7 +87,7 @@ def _compare(known, holding=0.15, **coefficients):
     jnp.asarray(0.0),
     jnp.asarray(holding),
     _KNOWN,
-    _state(world, **coefficients),
+    _state(world, **hyperparams),
     _EFFORT,
   )
 

@@ -37,7 +37,7 @@ class ProgressiveConfig:
     critics against the world, see `evaluation.critic_check.Effort`.
   train: networks and updates of one round; its `seed` is not used.
   rivals: critic -> fields of `train` that differ where that critic is trained,
-    so that each is tuned for itself; of `coefficients` those that differ.
+    so that each is tuned for itself; of `hyperparams` those that differ.
   """
 
   rounds: int
@@ -84,12 +84,12 @@ class ProgressiveConfig:
   def with_critic(self, critic: str) -> "ProgressiveConfig":
     """The configuration that trains this critic, tuned for it."""
     differs = self.rivals.get(critic, {})
-    coefficients = {
-      **self.train.coefficients,
-      **differs.get("coefficients", {}),
+    hyperparams = {
+      **self.train.hyperparams,
+      **differs.get("hyperparams", {}),
     }
     train = dataclasses.replace(
-      self.train, **{**differs, "critic": critic, "coefficients": coefficients}
+      self.train, **{**differs, "critic": critic, "hyperparams": hyperparams}
     )
     # Applied once; the record of a run keeps the whole.
     return dataclasses.replace(self, train=train, rivals={})
@@ -160,7 +160,7 @@ PRESETS = {
       num_updates=2_500,
       chunk_size=250,
       checkpoint_every=250,
-      coefficients={
+      hyperparams={
         "actor_learning_rate": 3e-4,
         "critic_learning_rate": 1e-3,
         "discount": 0.99,
@@ -172,7 +172,7 @@ PRESETS = {
     rivals={
       "mlp": {
         "num_steps": 4,
-        "coefficients": {
+        "hyperparams": {
           "actor_learning_rate": 1e-4,
           "critic_learning_rate": 5e-4,
         },
@@ -201,7 +201,7 @@ PRESETS = {
       num_updates=60_000,
       chunk_size=500,
       checkpoint_every=500,
-      coefficients={
+      hyperparams={
         "actor_learning_rate": 3e-4,
         "critic_learning_rate": 1e-3,
         "discount": 0.99,

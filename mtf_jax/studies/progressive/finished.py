@@ -44,13 +44,8 @@ def _configs(plan: dict[str, Any]) -> dict[str, ProgressiveConfig]:
   values = dict(plan["config"])
   for name in ("es_search", "headroom_search"):
     values[name] = Search(**values[name])
-  train = dict(values["train"])
-  train["hidden_sizes"] = tuple(train["hidden_sizes"])
-  train["coefficients"] = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in train["coefficients"].items()
-  }
-  config = ProgressiveConfig(**{**values, "train": TrainConfig(**train)})
+  values["train"] = TrainConfig.from_json(values["train"])
+  config = ProgressiveConfig(**values)
   return {critic: config.with_critic(critic) for critic in plan["critics"]}
 
 

@@ -30,7 +30,7 @@ from mtf_jax.kernels.exploration import (
   ActionBox,
 )
 from mtf_jax.learners.base import Learner, Normalization
-from mtf_jax.learners.integrated_rl import Coefficients, State, integrated_rl
+from mtf_jax.learners.integrated_rl import Hyperparams, State, integrated_rl
 from mtf_jax.networks import Critic
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.service import (
@@ -232,23 +232,23 @@ def with_algorithm(
     run.keys["network"],
     run.normalization,
     run.es,
-    tuple(sorted(config.train.coefficients.items())),
+    tuple(sorted(config.train.hyperparams.items())),
     run.world.group_weights.shape[1],
   )
   return run._replace(config=config, algorithm=algorithm, start=start)
 
 
-# The coefficients are static here and nowhere else: `init` checks numbers only
-# where they are known.
+# The hyperparameters are static here and nowhere else: `init` checks numbers
+# only where they are known.
 @functools.partial(
-  jax.jit, static_argnames=("learner", "coefficients", "num_groups")
+  jax.jit, static_argnames=("learner", "hyperparams", "num_groups")
 )
 def _initial_state(
   learner: Learner,
   rng_key: chex.PRNGKey,
   normalization: Normalization,
   es: chex.Array,
-  coefficients: tuple[tuple[str, Any], ...],
+  hyperparams: tuple[tuple[str, Any], ...],
   num_groups: int,
 ) -> State:
   zero = jnp.zeros_like(es[0])
@@ -265,8 +265,8 @@ def _initial_state(
   )
 
   def one(rng_key, normalization, es):
-    numbers = Coefficients(
-      **{name: np.asarray(value) for name, value in coefficients}
+    numbers = Hyperparams(
+      **{name: np.asarray(value) for name, value in hyperparams}
     )
     state = learner.init(rng_key, example, numbers, normalization)
     return start_at(state, es)

@@ -328,10 +328,10 @@ def test_es_goes_on_with_the_budget_of_the_rounds(run):
 
 
 def test_a_seed_that_fails_is_named(run):
-  coefficients = run.start.coefficients
-  shift = coefficients.reward_shift.at[1].set(np.nan)
+  hyperparams = run.start.hyperparams
+  shift = hyperparams.reward_shift.at[1].set(np.nan)
   start = run.start._replace(
-    coefficients=coefficients._replace(reward_shift=shift)
+    hyperparams=hyperparams._replace(reward_shift=shift)
   )
   with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
     progressive.play_round(run, start, 0)
@@ -343,21 +343,21 @@ def test_unknown_exploration_is_refused():
 
 
 def test_a_rival_is_trained_as_it_was_tuned():
-  own = {"num_steps": 3, "coefficients": {"critic_learning_rate": 0.5}}
+  own = {"num_steps": 3, "hyperparams": {"critic_learning_rate": 0.5}}
   config = dataclasses.replace(TINY, rivals={"mlp": own})
   assert config.with_critic("box").train == TINY.train
   found = config.with_critic("mlp").train
   assert (found.critic, found.num_steps) == ("mlp", 3)
-  assert found.coefficients == {
-    **TINY.train.coefficients,
+  assert found.hyperparams == {
+    **TINY.train.hyperparams,
     "critic_learning_rate": 0.5,
   }
   assert found.hidden_sizes == TINY.train.hidden_sizes
   assert config.to_json()["rivals"] == {"mlp": own}
   with pytest.raises(ValueError, match="critic: expected one of"):
     dataclasses.replace(TINY, rivals={"plain": {}})
-  with pytest.raises(ValueError, match="coefficients: expected fields"):
-    dataclasses.replace(TINY, rivals={"mlp": {"coefficients": {"speed": 1.0}}})
+  with pytest.raises(ValueError, match="hyperparams: expected fields"):
+    dataclasses.replace(TINY, rivals={"mlp": {"hyperparams": {"speed": 1.0}}})
 
 
 def test_empty_counts_are_refused():
