@@ -11,6 +11,15 @@ _VERSION = re.search(
   (_ROOT / "mtf_jax" / "__init__.py").read_text(encoding="utf-8"),
   re.MULTILINE,
 ).group(1)
+_TEST = [
+  "hypothesis>=6.100",
+  "matplotlib>=3.9",
+  "pyarrow>=18",
+  "pytest>=8",
+  # Compilation, most of the tests' time, uses one core a process.
+  "pytest-xdist>=3.6",
+  "scipy>=1.13",
+]
 
 setuptools.setup(
   name="mtf-jax",
@@ -44,17 +53,17 @@ setuptools.setup(
     # Streams CSV with row numbers in its errors; reads real logs.
     "data": ["pyarrow>=18"],
     "plots": ["matplotlib>=3.9"],
+    "test": _TEST,
     "dev": [
-      "hypothesis>=6.100",
+      *_TEST,
       # Holds that imports run downwards only.
       "import-linter>=2.1",
-      "matplotlib>=3.9",
-      "pyarrow>=18",
-      "pytest>=8",
-      # Compilation, most of the tests' time, uses one core a process.
-      "pytest-xdist>=3.6",
+      # The documentation site.
+      "mkdocs-material>=9.7",
+      "mkdocstrings[python]>=1.0",
+      # Types of the public surface.
+      "mypy>=1.15",
       "ruff>=0.14",
-      "scipy>=1.13",
     ],
   },
   classifiers=[
@@ -63,6 +72,7 @@ setuptools.setup(
     "Operating System :: OS Independent",
     "Programming Language :: Python :: 3.11",
     "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
     "Typing :: Typed",
   ],

@@ -15,6 +15,7 @@ from absl import app, flags
 
 from benchmarks import harness
 from mtf_jax.fitting import synthetic
+from mtf_jax.studies.progressive import algorithm as algorithm_lib
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import memory as progressive_memory
 from mtf_jax.studies.progressive import run as run_lib
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
   config = config_lib.PRESETS[_PRESET.value]
   seeds = list(range(_PARALLEL_SEEDS.value))
   world = synthetic.synthetic_world(config.world_size)
-  algorithm = run_lib.make_algorithm(config.train, world)
+  algorithm = algorithm_lib.make_algorithm(config.train, world)
   run = run_lib.assemble(config, [world] * len(seeds), seeds, algorithm)
   run = run_lib.with_algorithm(run, config, algorithm)
   result = progressive_memory.measure(run)

@@ -22,7 +22,6 @@ from absl import app, flags, logging
 
 from mtf_jax.evaluation import tables
 from mtf_jax.io import write_json
-from mtf_jax.policies import fixed_action
 from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import finished
 from mtf_jax.training.checkpoints import CheckpointError
@@ -76,13 +75,8 @@ def _read_policies(run_dir: str, world: World) -> dict[str, Any]:
   try:
     for found in finished.read_policies(run_dir, world):
       of_leaving = policies.setdefault(found.leaving, {})
-      of_leaving.setdefault(str(found.seed), {}).update(
-        {
-          log_gauc.BASE: (fixed_action, found.es),
-          f"one round, critic {found.critic}": (found.act, found.one_round),
-          f"progressive, critic {found.critic}": (found.act, found.progressive),
-        }
-      )
+      of_seed = of_leaving.setdefault(str(found.seed), {})
+      of_seed[found.name] = (found.act, found.params)
   except (ValueError, CheckpointError) as error:
     raise app.UsageError(f"--run: {error}") from error
   return policies

@@ -3,6 +3,7 @@
 Letters: `S` state features, `A` action components.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from mtf_jax.kernels.exploration import (
   action_box,
   box_log_prob,
   sample_box,
+  sample_gaussian,
 )
 
 
@@ -53,3 +55,45 @@ def explore_in_box(
   box = action_box(params)
   action = sample_box(rng_key, box)
   return Decision(action, box, box_log_prob(action, box))
+
+
+class PolicyParams(NamedTuple):
+  """A learnt policy in service, with the exploration around it.
+
+  params: of the policy, what `act` of a learner takes.
+  half_width: scalar, of the box; 0 does not explore.
+  stddev: scalar, of Gaussian noise on top; 0 for none.
+  """
+
+  params: Any
+  half_width: chex.Numeric
+  stddev: chex.Numeric
+
+
+@functools.cache
+def explore_around(act: Callable[..., jax.Array]) -> Act:
+  """The policy of `act(params, observation, rng_key) -> action`, exploring.
+
+  One function for one `act`: it is a static argument, and another object would
+  compile everything again.
+
+  Args:
+    act: of a learner's interface.
+
+  Returns:
+    `act` for `PolicyParams`. The decision's box is the one of the bounded
+    exploration; a log must not be taken with Gaussian noise on top.
+  """
+
+  def explore(
+    policy: PolicyParams, observation: jax.Array, rng_key: jax.Array
+  ) -> Decision:
+    box_key, noise_key, own_key = jax.random.split(rng_key, 3)
+    own = act(policy.params, observation, own_key)
+    box = action_box(own, -policy.half_width, policy.half_width)
+    action = sample_box(box_key, box)
+    log_prob = box_log_prob(action, box)
+    action = sample_gaussian(noise_key, action, policy.stddev)
+    return Decision(action, box, log_prob)
+
+  return explore

@@ -1,11 +1,10 @@
 """Progressive training at its smallest; tests of two folders compile it once."""
 
-import dataclasses
 import functools
 
 from mtf_jax.evaluation.oracle import Search
+from mtf_jax.studies.progressive.algorithm import make_algorithm
 from mtf_jax.studies.progressive.config import ProgressiveConfig
-from mtf_jax.studies.progressive.run import make_algorithm
 from mtf_jax.training.config import TrainConfig
 from tests.small_world import small_world
 
@@ -19,9 +18,9 @@ TINY = ProgressiveConfig(
   check_states=32,
   check_continuations=2,
   check_sessions=32,
-  # As many steps as the longer ES takes: one program.
+  # As many steps as the ES of the matched budget takes: one program.
   es_search=Search(4, 16),
-  headroom_search=Search(4, 16),
+  oracle_search=Search(4, 16),
   train=TrainConfig(
     critic="box",
     ensemble_size=2,
@@ -37,7 +36,5 @@ TINY = ProgressiveConfig(
 
 
 @functools.cache
-def tiny_algorithm(critic="box"):
-  act = None if critic == "box" else tiny_algorithm().act
-  train = dataclasses.replace(TINY.train, critic=critic)
-  return make_algorithm(train, small_world(), act)
+def tiny_algorithm(learner="integrated_rl:box"):
+  return make_algorithm(TINY.with_learner(learner).train, small_world())

@@ -40,7 +40,7 @@ _FLAGS = (
   "is_hate",
   "is_rand",
 )
-_LOG_TYPES = {
+_LOG_TYPES: dict[str, type[np.signedinteger]] = {
   "user_id": np.int64,
   "video_id": np.int64,
   "time_ms": np.int64,
@@ -74,7 +74,6 @@ class Catalogue(NamedTuple):
   user_categories: `[U, F]` int32 codes from 0 of the profile columns.
   user_category_names: `F` names.
   video_categories: `[I, G]` int32 codes of author, type, upload and music type.
-  video_category_names: `G` names.
   video_tags: `[I, W]` float32, 1 where the video carries the tag.
   video_tag: `[I]` int32, the video's first tag, a column of `video_tags`.
   duration: `[I]` float32 seconds, `inf` if the video has none (pictures).
@@ -85,7 +84,6 @@ class Catalogue(NamedTuple):
   user_categories: np.ndarray
   user_category_names: tuple[str, ...]
   video_categories: np.ndarray
-  video_category_names: tuple[str, ...]
   video_tags: np.ndarray
   video_tag: np.ndarray
   duration: np.ndarray
@@ -130,12 +128,17 @@ def _is_date(number: int) -> bool:
   return True
 
 
-def _check_values(path, first_row, values, catalogue) -> None:
+def _check_values(
+  path: pathlib.Path,
+  first_row: int,
+  values: dict[str, np.ndarray],
+  catalogue: Catalogue,
+) -> None:
   """Raises `ValueError` for the first value out of its range."""
 
   def require(column, good, expected):
     if not good.all():
-      index = np.argmin(good)
+      index = int(np.argmin(good))
       kuairand_csv.fail(
         path,
         first_row,
@@ -306,7 +309,11 @@ def split_days(
   return log.select(~later), log.select(later)
 
 
-def _ids(column, values, places) -> tuple[np.ndarray, np.ndarray]:
+def _ids(
+  column: str,
+  values: dict[str, list[str]],
+  places: list[tuple[pathlib.Path, int]],
+) -> tuple[np.ndarray, np.ndarray]:
   """Sorted unique ids, and the row of each."""
   seen: dict[int, int] = {}
   for row, text in enumerate(values[column]):
@@ -391,7 +398,6 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
     video_categories=np.stack(
       [_codes(videos[name], rows) for name in _VIDEO_CATEGORIES], axis=1
     ),
-    video_category_names=_VIDEO_CATEGORIES,
     video_tags=video_tags,
     video_tag=np.array([vocabulary[names[0]] for names in tags], np.int32),
     duration=duration,

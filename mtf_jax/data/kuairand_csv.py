@@ -128,7 +128,7 @@ def fail(
     expected: in words.
   """
   raise ValueError(
-    f"{path.name}: row {first_row + int(index) + 1}: column {column}: expected"
+    f"{path.name}: row {first_row + index + 1}: column {column}: expected"
     f" {expected}, found {found!r}."
   )
 
@@ -168,7 +168,7 @@ def table(
     ValueError: as `batches`.
   """
   values: dict[str, list[str]] = {column: [] for column in columns}
-  places = []
+  places: list[tuple[pathlib.Path, int]] = []
   for path in paths:
     for first_row, batch in batches(path, columns, 1 << 20):
       for column in columns:

@@ -11,7 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import numpy as np
@@ -134,7 +134,7 @@ def validate(log: SessionLog) -> None:
       bad[f"{name} not finite"] = ~finite.all(axis=1)
   action, lower, upper = flat["action"], flat["box_lower"], flat["box_upper"]
   logged = ~flat["bootstrap_only"]
-  bad["box.lower above box.upper"] = (lower > upper).any(axis=1)
+  bad["box.lower above box.upper"] = np.any(lower > upper, axis=1)
   outside = (action < lower) | (action > upper)
   bad["action outside its own box"] = outside.any(axis=1) & logged
 
@@ -190,9 +190,10 @@ def save_sessions(
   """
   validate(log)
   header = {"schema_version": SCHEMA_VERSION, "metadata": dict(metadata or {})}
+  # A JSON string is a plain unicode array: no pickle on either side.
+  arrays: dict[str, Any] = {**_flatten(log), _HEADER: json.dumps(header)}
   with replacing(path) as file:
-    # A JSON string is a plain unicode array: no pickle on either side.
-    np.savez(file, **_flatten(log), **{_HEADER: json.dumps(header)})
+    np.savez(file, **arrays)
 
 
 def load_sessions(

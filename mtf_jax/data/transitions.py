@@ -5,7 +5,7 @@ Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -104,9 +104,12 @@ def n_step_transitions(
     raise ValueError(f"num_steps: expected 1 or more, found {num_steps}.")
   if num_steps == 1:
     return dataset
+  none: Any = ()
   # Observations and actions stay outside jit, which would copy them.
   reward, weight, next_row = _n_step_transitions(
-    dataset._replace(observation=(), action=(), box=()), num_steps, discount
+    dataset._replace(observation=none, action=none, box=none),
+    num_steps,
+    discount,
   )
   return dataset._replace(reward=reward, discount=weight, next_row=next_row)
 

@@ -29,7 +29,7 @@ reward groups, `R` bootstrap replicates.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -39,9 +39,6 @@ import numpy as np
 
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.tables import Table
-from mtf_jax.kernels.losses import ensemble_mean_std
-from mtf_jax.learners.integrated_rl import State
-from mtf_jax.networks import Critic
 from mtf_jax.policies import Act, Decision
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
@@ -124,8 +121,21 @@ def _mirrored(decision: Decision) -> jax.Array:
   return decision.box.lower + decision.box.upper - decision.action
 
 
-@functools.partial(jax.jit, static_argnames=("act", "critic", "effort"))
-def compare(
+class Objective(NamedTuple):
+  """What a learner's values are values of.
+
+  discount: gamma, scalar in [0, 1].
+  group_weights: scalar or `[G]`, weight of each reward group.
+  reward_shift: scalar or `[G]`, added to every reward.
+  """
+
+  discount: chex.Numeric
+  group_weights: chex.Numeric
+  reward_shift: chex.Numeric
+
+
+@functools.partial(jax.jit, static_argnames=("act", "value", "effort"))
+def compare_with_returns(
   rng_key: chex.PRNGKey,
   world: World,
   table: ExpectedRewards,
@@ -133,8 +143,9 @@ def compare(
   behaviour: Any,
   target: Any,
   holding: Any,
-  critic: Critic,
-  state: State,
+  value: Callable[..., jax.Array],
+  state: Any,
+  objective: Objective,
   effort: Effort,
 ) -> Compared:
   """Puts a learner's Q beside the true return.
@@ -148,25 +159,22 @@ def compare(
     behaviour: its parameters in service when the rows were logged, exploring.
     target: its parameters to be judged, not exploring.
     holding: its parameters where the deviation is held, exploring.
-    critic: the critics' network, static.
-    state: the learner's; its critics, normalisation, discount, weights and
-      shift of the reward groups.
+    value: of the learner's interface, static.
+    state: the learner's.
+    objective: what its values are values of.
     effort: sizes, static.
 
   Returns:
     The values. Sums over the groups with the learner's weights, mean over an
     ensemble.
   """
-  numbers = state.hyperparams
-  mean, scale = state.normalization
   groups = world.group_weights.shape[0]
   visit_key, key = jax.random.split(rng_key)
   states, action_keys = _visited(visit_key, world, act, behaviour, effort)
 
   def q(observation, action, box):
-    one = jax.tree.map(lambda x: x[None], (observation, action, box))
-    value = critic.apply(state.critic_params, *one)[0]
-    return jnp.sum(numbers.group_weights * ensemble_mean_std(value)[0])
+    by_group = value(state, observation, action, box)
+    return jnp.sum(objective.group_weights * by_group)
 
   def one(inputs):
     visited, action_key, key = inputs
@@ -174,9 +182,8 @@ def compare(
     observation = env.observe(world, visited)
     decision = act(behaviour, observation, action_key)
     both = jnp.stack([decision.action, _mirrored(decision)])
-    standard = (observation - mean) / scale
     predicted = jax.vmap(q, in_axes=(None, 0, None))(
-      standard, both, decision.box
+      observation, both, decision.box
     )
 
     def following(params, observation, rng_key):
@@ -189,19 +196,19 @@ def compare(
       return own._replace(action=jnp.where(hold, side, own.action))
 
     def true(mirror, hold, future):
-      value = returns_lib.action_value(
+      found = returns_lib.action_value(
         world,
         table,
         following,
         (mirror, hold),
         future,
         jnp.where(mirror, both[1], both[0]),
-        numbers.discount,
+        objective.discount,
         effort.max_requests,
         policy_key,
       )
-      reward = value.reward[:groups] + numbers.reward_shift * value.requests
-      return jnp.sum(numbers.group_weights * reward)
+      reward = found.reward[:groups] + objective.reward_shift * found.requests
+      return jnp.sum(objective.group_weights * reward)
 
     futures = jax.vmap(env.redraw, in_axes=(0, None))(
       jax.random.split(future_key, effort.continuations), visited
@@ -210,8 +217,8 @@ def compare(
     over_holds = jax.vmap(true, in_axes=(None, 0, None))
     over_actions = jax.vmap(over_holds, in_axes=(0, None, None))
     over_futures = jax.vmap(over_actions, in_axes=(None, None, 0))
-    value = over_futures(either, either, futures)
-    return Compared(visited.user, predicted, value)
+    true_value = over_futures(either, either, futures)
+    return Compared(visited.user, predicted, true_value)
 
   keys = jax.random.split(key, effort.states)
   return jax.lax.map(one, (states, action_keys, keys), batch_size=_BLOCK)
@@ -262,7 +269,7 @@ def figures(
   """Correlation and calibration, ready for JSON.
 
   Args:
-    compared: of `compare`.
+    compared: of `compare_with_returns`.
     replicates: `R` of the bootstrap over users.
     seed: of the bootstrap.
 

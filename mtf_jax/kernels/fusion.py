@@ -7,7 +7,7 @@ References:
   Multi-Task Fusion in Large-Scale Recommender Systems", arXiv 2404.17589.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -125,7 +125,7 @@ def fused_log_score(scores: chex.Array, weights: FusionWeights) -> jax.Array:
   # Task by task: XLA compiles a sum over a short last axis to scalar code on a
   # CPU, logarithms included (20 times slower), and an accelerator would round
   # the operands of a float32 matrix product.
-  log_score = 0
+  log_score: Any = 0  # An array from the first task on.
   for k in range(scores.shape[1]):
     shifted = scores[:, k] + bias[k]
     # Not `maximum`, which hands on half the gradient, 5e11, at the floor itself.

@@ -194,7 +194,9 @@ def integrated_rl(
       normalization=base.own_normalization(normalization, observation),
     )
 
-  def update_critic(state: State, batch: Transition):
+  def update_critic(
+    state: State, batch: Transition
+  ) -> tuple[State, dict[str, jax.Array]]:
     numbers = state.hyperparams
     action_t = actor.apply(state.target_actor_params, batch.observation_t)
     exceedance_t = jax.vmap(exceedance)(action_t, batch.box_t)
@@ -254,7 +256,9 @@ def integrated_rl(
     }
     return state, metrics
 
-  def update_actor(state: State, batch: Transition):
+  def update_actor(
+    state: State, batch: Transition
+  ) -> tuple[State, dict[str, jax.Array]]:
     numbers = state.hyperparams
 
     def loss_fn(params):

@@ -16,7 +16,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -64,7 +64,9 @@ class MLP(nn.Module):
 
 
 def _actor(module: nn.Module) -> Actor:
-  return Actor(module.init, jax.vmap(module.apply, in_axes=(None, 0)))
+  # flax returns a tuple only where a collection is mutable.
+  apply = cast(Callable[..., jax.Array], module.apply)
+  return Actor(module.init, jax.vmap(apply, in_axes=(None, 0)))
 
 
 class _MLPActor(nn.Module):

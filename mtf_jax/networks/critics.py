@@ -9,7 +9,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -199,7 +199,9 @@ def _critic(module: nn.Module) -> Critic:
     one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
     return module.init(rng_key, *one)
 
-  return Critic(init=init, apply=module.apply)
+  # flax returns a tuple only where a collection is mutable.
+  apply = cast(Callable[..., jax.Array], module.apply)
+  return Critic(init=init, apply=apply)
 
 
 def mlp_critic(

@@ -7,9 +7,6 @@ from mtf_jax import policies
 from mtf_jax.evaluation import critic_check
 from mtf_jax.evaluation.critic_check import Compared, Effort
 from mtf_jax.kernels import exploration
-from mtf_jax.learners.base import Normalization
-from mtf_jax.learners.integrated_rl import Hyperparams, State
-from mtf_jax.networks import Critic
 from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
@@ -25,26 +22,6 @@ def _act(params, observation, rng_key):
   box = exploration.action_box(jnp.zeros((10,)), -params, params)
   action = exploration.sample_box(rng_key, box)
   return policies.Decision(action, box, exploration.box_log_prob(action, box))
-
-
-def _state(world, **hyperparams):
-  size = len(world.observation_names)
-  numbers = Hyperparams(**hyperparams)
-  numbers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), numbers)
-  numbers = numbers._replace(
-    group_weights=jnp.broadcast_to(numbers.group_weights, 2),
-    reward_shift=jnp.broadcast_to(numbers.reward_shift, 2),
-  )
-  return State(
-    actor_params=(),
-    critic_params=jnp.asarray(1.0),
-    target_actor_params=(),
-    target_critic_params=(),
-    actor_optimizer=(),
-    critic_optimizer=(),
-    hyperparams=numbers,
-    normalization=Normalization(jnp.full((size,), 0.5), jnp.full((size,), 2.0)),
-  )
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +42,17 @@ def known():
   return world, table
 
 
-def _apply(params, observation, action, box):
-  """What such a list is worth, in two groups, by an ensemble of two."""
+def _value(state, observation, action, box):
+  """What such a list is worth, in two groups."""
   del action, box
-  value = params * (observation[:, 0] * 2.0 + 0.5) / 2
-  value = jnp.broadcast_to(value[:, None, None], (len(observation), 2, 2))
-  return value + jnp.array([-0.3, 0.3])[None, None, :]
+  return jnp.broadcast_to(state * observation[0] / 2, (2,))
 
 
-_KNOWN = Critic(init=None, apply=_apply)
-
-
-def _compare(known, holding=0.15, **hyperparams):
+def _compare(
+  known, holding=0.15, discount=0.9, group_weights=1.0, reward_shift=0.0
+):
   world, table = known
-  return critic_check.compare(
+  return critic_check.compare_with_returns(
     jax.random.key(0),
     world,
     table,
@@ -86,8 +60,11 @@ def _compare(known, holding=0.15, **hyperparams):
     jnp.asarray(0.15),
     jnp.asarray(0.0),
     jnp.asarray(holding),
-    _KNOWN,
-    _state(world, **hyperparams),
+    _value,
+    jnp.asarray(1.0),
+    critic_check.Objective(
+      *(jnp.asarray(x) for x in (discount, group_weights, reward_shift))
+    ),
     _EFFORT,
   )
 

@@ -4,6 +4,7 @@ Letters: `N` impressions, `E` behaviours.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.behaviours import BEHAVIOURS, PICTURE_SECONDS
+from mtf_jax.io import write_json
 from mtf_jax.worlds import response as response_lib
 
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
@@ -121,6 +123,27 @@ def _icc(event: np.ndarray, groups: np.ndarray) -> float:
   typical = (total - np.sum(size**2) / total) / (num_groups - 1)
   total_variance = between + (typical - 1) * within
   return float((between - within) / total_variance) if total_variance else 0.0
+
+
+def save_reference(
+  facts: Mapping[str, Any], path: str | os.PathLike[str], source: str
+) -> None:
+  """Writes what `describe` found as JSON, 6 decimals a number.
+
+  Args:
+    facts: marginal facts of a log.
+    path: file to write or replace.
+    source: where the log comes from, and its licence.
+  """
+  write_json(path, {"source": source, **_rounded(dict(facts))})
+
+
+def _rounded(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _rounded(part) for name, part in value.items()}
+  if isinstance(value, list):
+    return [_rounded(part) for part in value]
+  return round(value, 6) if isinstance(value, float) else value
 
 
 def load_reference() -> dict[str, Any]:

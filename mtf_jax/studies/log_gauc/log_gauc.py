@@ -14,7 +14,7 @@ from mtf_jax.policies import Act
 from mtf_jax.studies.log_gauc import held_out as held_out_lib
 from mtf_jax.studies.log_gauc.held_out import HeldOut
 
-BASE = "ES"
+BASE = "baseline policy"
 NOTE = (
   "The days are held out from the ranker alone: ES and the policies were"
   " trained in a world whose response model was fitted to all days of the log,"

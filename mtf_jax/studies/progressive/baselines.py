@@ -1,34 +1,31 @@
-"""What policies are held against: ES, ES with more sessions, a privileged search.
+"""What policies are held against, beside one another.
 
-Letters: `R` seeds, `B` sessions, `T` requests, `N` rows, `S` state features, `A`
-action components, `G` reward groups, `O` outcomes, `H` bins.
+Letters: `R` seeds, `B` sessions, `A` action components.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.evaluation import oracle
-from mtf_jax.evaluation.ab_test import Judged, judge
+from mtf_jax.evaluation.ab_test import Judged
 from mtf_jax.learners.base import Normalization
-from mtf_jax.learners.integrated_rl import State
+from mtf_jax.policies import fixed_action
+from mtf_jax.studies.progressive.algorithm import Algorithm
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.run import (
   ES_LIMIT,
-  Algorithm,
   Run,
   assemble,
-  compare_rewards,
-  judge_params,
+  judge_policy,
   linear_policy,
-  reward_gains,
   search_linear,
   with_algorithm,
 )
-from mtf_jax.studies.progressive.service import Service, service, start_at
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.world import World
@@ -40,14 +37,17 @@ def prepare(
   seeds: Sequence[int],
   algorithm: Algorithm,
 ) -> Run:
-  """Finds ES, judges it, and sets the learner up around it.
+  """Finds the baseline policy, judges it, and sets the learner up around it.
+
+  The baseline policy is one global set of fusion weights, found by an evolution
+  strategy (ES).
 
   Args:
     config: size of the run.
     worlds: one for each seed, of one size; their populations are cut to
       `config.num_users`.
     seeds: each decides the users kept, ES, the networks, all sessions and
-      batches of its tree_index.
+      batches that are its own.
     algorithm: of `make_algorithm`.
 
   Returns:
@@ -68,19 +68,17 @@ def prepare(
   found = search_linear(run, run.keys["search"], blind, config.es_search)
   run = run._replace(es=found.weights[:, :, 0])
   run = with_algorithm(run, config, algorithm)
-  return run._replace(base=judge_params(run, es_service(run)))
+  return run._replace(base=judge_action(run, run.es))
 
 
-def es_service(run: Run) -> Service:
-  """ES itself: the actor before training, without its networks' small answer."""
-  params = run.start.actor_params
-  network = jax.tree.map(jnp.zeros_like, params["network"])
-  return service(
-    run.start._replace(actor_params={**params, "network": network})
-  )
+def judge_action(
+  run: Run, action: chex.Array, max_requests: int | None = None
+) -> Judged:
+  """Global weights `[R, A]` on the sessions that every policy is judged on."""
+  return judge_policy(run, fixed_action, action, max_requests=max_requests)
 
 
-def es_figures(run: Run) -> list[dict[str, Any]]:
+def baseline_figures(run: Run) -> list[dict[str, Any]]:
   """The baseline by seed: its action, what it brings, what finding it cost."""
   search = run.config.es_search
   return [
@@ -95,12 +93,12 @@ def es_figures(run: Run) -> list[dict[str, Any]]:
   ]
 
 
-class LongerEs(NamedTuple):
+class MatchedEs(NamedTuple):
   """ES that went on with the data budget of the rounds.
 
-  sessions: run for it, beyond those of ES.
+  sessions: run for it, beyond those of the baseline policy.
   action: `[R, A]`.
-  judged: on the sessions that ES was judged on.
+  judged: on the sessions that the baseline policy was judged on.
   """
 
   sessions: int
@@ -108,7 +106,7 @@ class LongerEs(NamedTuple):
   judged: Judged
 
 
-def longer_es(run: Run) -> LongerEs:
+def es_matched_budget(run: Run) -> MatchedEs:
   """What as many sessions bring without reinforcement learning.
 
   ES goes on from where it was put into service, for as many sessions as all
@@ -129,48 +127,19 @@ def longer_es(run: Run) -> LongerEs:
   )
   search = config.es_search._replace(iterations=steps)
   action = search_linear(run, keys, blind, search).weights[:, :, 0]
-  moved = run._replace(start=start_at(run.start, action))
-  return LongerEs(steps * pair, action, judge_params(run, es_service(moved)))
+  return MatchedEs(steps * pair, action, judge_action(run, action))
 
 
-def headroom_figures(run: Run) -> list[dict[str, Any]]:
+def judge_oracle(run: Run) -> Judged:
   """The privileged optimum of the audit: what no policy that can be served has.
 
   A linear policy of the observation and the hidden state, free to go anywhere,
-  ascends the true return from ES.
+  ascends the true return from the baseline policy.
   """
   policy = linear_policy(run.world, run.es, 2.0)
   best = search_linear(
-    run, run.keys["headroom"], policy, run.config.headroom_search
+    run, run.keys["oracle"], policy, run.config.oracle_search
   )
-
-  def one(rng_key, world, table, policy):
-    return judge(
-      rng_key,
-      world,
-      table,
-      oracle.linear_act,
-      policy,
-      run.config.evaluation_sessions,
-      run.config.max_requests,
-      env.privileged_observation,
-    )
-
-  judged = jax.vmap(one)(run.keys["evaluation"], run.judging, run.table, best)
-  gains = compare_rewards(judged, run.base)
-  return [
-    {"headroom_pct": gain.gain, "headroom_ci95": list(gain.ci95)}
-    for gain in gains
-  ]
-
-
-def uncut_figures(run: Run, state: State) -> list[dict[str, Any]]:
-  """The reward gain by seed where sessions may go on beyond `max_requests`."""
-  policy, base = (
-    judge_params(run, params, run.config.uncut_requests)
-    for params in (service(state), es_service(run))
+  return judge_policy(
+    run, oracle.linear_act, best, observe_fn=env.privileged_observation
   )
-  return [
-    {"max_requests": run.config.uncut_requests, **gain}
-    for gain in reward_gains(policy, base)
-  ]

@@ -19,7 +19,6 @@ from mtf_jax.data.transitions import (
 from mtf_jax.kernels.exploration import (
   ActionBox,
 )
-from mtf_jax.studies.progressive.service import SERVICE_AXES, Service
 from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.rollout import Rollout
 from mtf_jax.worlds.world import World
@@ -102,7 +101,7 @@ def collect_part(
   rng_key: chex.PRNGKey,
   world: World,
   act: policies.Act,
-  params: Service,
+  params: policies.PolicyParams,
   num_sessions: int,
   max_requests: int,
   held: bool,
@@ -116,7 +115,7 @@ def collect_part(
       )
     )
 
-  return jax.vmap(one, in_axes=(0, 0, SERVICE_AXES))(rng_key, world, params)
+  return jax.vmap(one)(rng_key, world, params)
 
 
 @functools.partial(jax.jit, static_argnames="parts")

@@ -4,14 +4,10 @@ import dataclasses
 from typing import Any
 
 from mtf_jax.evaluation.oracle import Search
-from mtf_jax.training.config import TrainConfig
+from mtf_jax.training.config import TrainConfig, hyperparams_of
 
 HALF_WIDTH = 0.15  # Of the box, from [1].
-
-
 EXPLORATIONS = ("session", "request")
-
-
 GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
 
 
@@ -32,11 +28,11 @@ class ProgressiveConfig:
   num_users: users of the population kept, as in the audit.
   evaluation_sessions: sessions on which each policy is judged.
   es_search: effort of the evolution strategy.
-  headroom_search: effort of the privileged optimum.
+  oracle_search: effort of the privileged optimum (oracle).
   check_states, check_continuations, check_sessions: effort of holding the
     critics against the world, see `evaluation.critic_check.Effort`.
   train: networks and updates of one round; its `seed` is not used.
-  rivals: critic -> fields of `train` that differ where that critic is trained,
+  tuned: `learner:critic` -> fields of `train` that differ where it is trained,
     so that each is tuned for itself; of `hyperparams` those that differ.
   """
 
@@ -46,7 +42,7 @@ class ProgressiveConfig:
   num_users: int
   evaluation_sessions: int
   es_search: Search
-  headroom_search: Search
+  oracle_search: Search
   train: TrainConfig
   exploration: str = "session"
   uncut_requests: int = 64
@@ -55,7 +51,7 @@ class ProgressiveConfig:
   check_states: int = 2048
   check_continuations: int = 8
   check_sessions: int = 4096
-  rivals: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  tuned: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     """Refuses empty counts, and parts that do not add up."""
@@ -78,24 +74,40 @@ class ProgressiveConfig:
         "sessions_per_round: expected a multiple of collect_parts ="
         f" {self.collect_parts}, found {self.sessions_per_round}."
       )
-    for critic in self.rivals:
-      self.with_critic(critic)  # Refuses what it does not know.
+    for name in self.tuned:
+      self.with_learner(name)  # Refuses what it does not know.
 
-  def with_critic(self, critic: str) -> "ProgressiveConfig":
-    """The configuration that trains this critic, tuned for it."""
-    differs = self.rivals.get(critic, {})
+  def with_learner(self, name: str) -> "ProgressiveConfig":
+    """The configuration that trains this learner, tuned for it.
+
+    Hyperparameters of `train` hold for every learner that has them; its critic
+    holds where the name gives none.
+
+    Args:
+      name: a learner, or `learner:critic`.
+    """
+    learner, _, critic = name.partition(":")
+    critic = critic or self.train.critic
+    tuned = self.tuned.get(f"{learner}:{critic}", {})
+    known = hyperparams_of(learner)._fields
     hyperparams = {
-      **self.train.hyperparams,
-      **differs.get("hyperparams", {}),
+      **{n: x for n, x in self.train.hyperparams.items() if n in known},
+      **tuned.get("hyperparams", {}),
     }
     train = dataclasses.replace(
-      self.train, **{**differs, "critic": critic, "hyperparams": hyperparams}
+      self.train,
+      **{
+        **tuned,
+        "learner": learner,
+        "critic": critic,
+        "hyperparams": hyperparams,
+      },
     )
     # Applied once; the record of a run keeps the whole.
-    return dataclasses.replace(self, train=train, rivals={})
+    return dataclasses.replace(self, train=train, tuned={})
 
   def to_json(self) -> dict[str, Any]:
-    """As JSON has it."""
+    """As JSON has it; `from_json` is its inverse."""
     values = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
@@ -103,9 +115,18 @@ class ProgressiveConfig:
     return {
       **values,
       "es_search": self.es_search._asdict(),
-      "headroom_search": self.headroom_search._asdict(),
+      "oracle_search": self.oracle_search._asdict(),
       "train": self.train.to_json(),
     }
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> "ProgressiveConfig":
+    """The configuration that `to_json` wrote."""
+    searches = {
+      name: Search(**values[name]) for name in ("es_search", "oracle_search")
+    }
+    train = TrainConfig.from_json(values["train"])
+    return cls(**{**values, **searches, "train": train})
 
 
 _NETWORKS = {
@@ -124,9 +145,9 @@ PRESETS = {
     max_requests=12,
     num_users=512,
     evaluation_sessions=2048,
-    # One program for both and for the longer ES.
+    # One program for all of them.
     es_search=Search(8, 256),
-    headroom_search=Search(8, 256),
+    oracle_search=Search(8, 256),
     # No program of its own.
     uncut_requests=12,
     check_states=512,
@@ -152,7 +173,7 @@ PRESETS = {
     num_users=512,
     evaluation_sessions=8192,
     es_search=Search(40, 1024),
-    headroom_search=Search(80, 2048, learning_rate=0.01),
+    oracle_search=Search(80, 2048, learning_rate=0.01),
     train=TrainConfig(
       **_NETWORKS,
       num_steps=16,
@@ -169,8 +190,8 @@ PRESETS = {
     ),
     # The best of six settings on the tuning seeds; at the box-aware critic's
     # own it loses what it gained by the fifth round.
-    rivals={
-      "mlp": {
+    tuned={
+      "integrated_rl:mlp": {
         "num_steps": 4,
         "hyperparams": {
           "actor_learning_rate": 1e-4,
@@ -180,7 +201,7 @@ PRESETS = {
     },
   ),
   # The paper's sizes, for one accelerator of 80 GB; benchmarks/
-  # progressive_memory.py says what it takes. The rows of the one-round baseline,
+  # progressive_memory.py says what it takes. The rows of the single batch,
   # five times those of a round, are most of it.
   "paper": ProgressiveConfig(
     rounds=5,
@@ -189,7 +210,7 @@ PRESETS = {
     num_users=4096,
     evaluation_sessions=65_536,
     es_search=Search(80, 4096),
-    headroom_search=Search(160, 4096, learning_rate=0.01),
+    oracle_search=Search(160, 4096, learning_rate=0.01),
     world_size="base",
     collect_parts=40,
     train=TrainConfig(

@@ -1,11 +1,10 @@
 """How far a new policy went from the one that its rows were logged around.
 
-Letters: `R` seeds, `B` sessions, `T` requests, `N` rows, `S` state features, `A`
-action components, `G` reward groups, `O` outcomes, `H` bins.
+Letters: `N` rows, `S` state features, `A` action components, `H` bins.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,10 @@ from mtf_jax.data.transitions import (
 )
 from mtf_jax.kernels.relaxation import exceedance
 from mtf_jax.learners.base import Learner
-from mtf_jax.learners.integrated_rl import State
 
 # Rows looked at for the share outside the box and the drift.
 _DRIFT_ROWS = 65_536
-
-
 DRIFT_BIN = 0.025  # Six of them in half a box.
-
-
 _DRIFT_BINS = 14
 
 
@@ -43,7 +37,7 @@ class Drift(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="learner")
 def drift(
-  learner: Learner, new: State, old: State, dataset: TransitionDataset
+  learner: Learner, new: Any, old: Any, dataset: TransitionDataset
 ) -> Drift:
   """Compares a new policy with the one that its rows were logged around.
 

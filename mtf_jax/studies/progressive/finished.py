@@ -1,57 +1,38 @@
 """Policies of a finished progressive run, read from its folder."""
 
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 
 from mtf_jax import policies
-from mtf_jax.evaluation.oracle import Search
-from mtf_jax.learners.integrated_rl import State
+from mtf_jax.policies import PolicyParams, fixed_action
+from mtf_jax.studies.progressive import algorithm as algorithm_lib
 from mtf_jax.studies.progressive import run as run_lib
-from mtf_jax.studies.progressive import service as service_lib
-from mtf_jax.studies.progressive.config import ProgressiveConfig
-from mtf_jax.studies.progressive.service import Service
+from mtf_jax.studies.progressive.run_dir import RunDir, RunDirError
 from mtf_jax.training.checkpoints import Checkpoints
-from mtf_jax.training.config import TrainConfig
 from mtf_jax.worlds.world import World, fingerprint
 
 
-class Policies(NamedTuple):
-  """What one seed, leaving model and critic put into service.
+class FinishedPolicy(NamedTuple):
+  """A policy of a finished run, not exploring.
 
-  seed, leaving, critic: which.
-  act: the policy's function for `Service` parameters.
-  es: `[A]`, the action of ES.
-  progressive: the policy after the last round, not exploring.
-  one_round: that of one round on the same data.
+  seed, leaving: which run it is of.
+  name: "baseline_policy", or the learner and whether it is the policy of the
+    last round or of the single batch.
+  act, params: the policy.
   """
 
   seed: int
   leaving: str
-  critic: str
+  name: str
   act: policies.Act
-  es: jax.Array
-  progressive: Service
-  one_round: Service
+  params: PolicyParams | Any
 
 
-def _configs(plan: dict[str, Any]) -> dict[str, ProgressiveConfig]:
-  """The configuration of each critic."""
-  values = dict(plan["config"])
-  for name in ("es_search", "headroom_search"):
-    values[name] = Search(**values[name])
-  values["train"] = TrainConfig.from_json(values["train"])
-  config = ProgressiveConfig(**values)
-  return {critic: config.with_critic(critic) for critic in plan["critics"]}
-
-
-def _restore(
-  folder: pathlib.Path, template: State, expected: dict[str, Any]
-) -> State:
+def _restore(folder: pathlib.Path, template: Any, expected: dict[str, Any]):
   """The newest whole checkpoint; it must be the one that is `expected`.
 
   A damaged one makes way for the one before it, whose policy is of an earlier
@@ -66,26 +47,26 @@ def _restore(
     }
     for name, value in expected.items():
       if found[name] != value:
-        raise ValueError(
+        raise RunDirError(
           f"{folder}: expected {name} {value}, found {found[name]} in the"
           " newest whole checkpoint."
         )
 
   if not folder.is_dir():
-    raise ValueError(f"{folder}: expected checkpoints, found no folder.")
+    raise RunDirError(f"{folder}: expected checkpoints, found no folder.")
   checkpoints = Checkpoints(folder)
   try:
     restored = checkpoints.restore(template, check)
   finally:
     checkpoints.close()
   if restored is None:
-    raise ValueError(f"{folder}: expected a checkpoint, found none.")
+    raise RunDirError(f"{folder}: expected a checkpoint, found none.")
   return restored[0]
 
 
 def read_policies(
   run_dir: str | os.PathLike[str], world: World
-) -> Iterator[Policies]:
+) -> Iterator[FinishedPolicy]:
   """Reads the policies of a run whose seeds share one fitted world.
 
   Args:
@@ -93,46 +74,56 @@ def read_policies(
     world: the run's world, under any leaving model.
 
   Yields:
-    The policies by leaving model, critic and seed.
+    The policies by leaving model, group of seeds, learner and seed.
 
   Raises:
-    ValueError: there is no run, it is not finished, its last checkpoint is
+    RunDirError: there is no run, it is not finished, its last checkpoint is
       damaged, or it was in another world.
     CheckpointError: no checkpoint is whole.
   """
-  run_dir = pathlib.Path(run_dir)
-  path = run_dir / "run.json"
-  if not path.exists():
-    raise ValueError(f"{run_dir}: expected a progressive run, found none.")
-  plan = json.loads(path.read_text(encoding="utf-8"))
-  configs, size = _configs(plan), plan["parallel_seeds"]
-  groups = [
-    plan["seeds"][n : n + size] for n in range(0, len(plan["seeds"]), size)
-  ]
-  act = None
-  for leaving in plan["leaving"]:
+  run_dir = RunDir(run_dir)
+  plan = run_dir.plan()
+  configs = plan.configs
+  algorithms = {
+    name: algorithm_lib.make_algorithm(config.train, world)
+    for name, config in configs.items()
+  }
+  for leaving in plan.leaving:
     left = world.with_leaving(leaving)
-    name = fingerprint(left)
-    for critic, config in configs.items():
-      algorithm = run_lib.make_algorithm(config.train, left, act)
-      act = algorithm.act
-      for group in groups:
-        run = run_lib.assemble(config, [left] * len(group), group, algorithm)
+    for seeds in plan.groups:
+      folder = run_dir.group(leaving, seeds)
+      same = {"world": fingerprint(left), "seeds": list(seeds)}
+      for name, config in configs.items():
+        algorithm = algorithms[name]
+        run = run_lib.assemble(config, [left] * len(seeds), seeds, algorithm)
         template = run_lib.with_algorithm(run, config, algorithm).start
-        joined = "_".join(map(str, group))
-        folder = run_dir / f"{leaving}_seed_{joined}" / critic
-        same = {"world": name, "seeds": group}
         last = _restore(
-          folder / "checkpoints", template, {**same, "rounds": config.rounds}
+          folder.learner(name).rounds,
+          template,
+          {**same, "rounds": config.rounds},
         )
-        once = _restore(folder / "one_round", template, same)
-        for n, seed in enumerate(group):
-          yield Policies(
-            seed=seed,
-            leaving=leaving,
-            critic=critic,
-            act=act,
-            es=last.actor_params["start"][n],
-            progressive=service_lib.service(run_lib.tree_index(last, n)),
-            one_round=service_lib.service(run_lib.tree_index(once, n)),
-          )
+        alone = _restore(folder.learner(name).single_batch, template, same)
+        for label, state in (("progressive", last), ("single batch", alone)):
+          params = run_lib.policy_params(algorithm, state)
+          for n, seed in enumerate(seeds):
+            yield FinishedPolicy(
+              seed=seed,
+              leaving=leaving,
+              name=f"{label}, {name}",
+              act=algorithm.act,
+              params=run_lib.tree_index(params, n),
+            )
+      result = folder.read_result()
+      if result is None:
+        raise RunDirError(
+          f"{folder.path}: expected a finished run, found none."
+        )
+      for seed in seeds:
+        action = result[str(seed)]["baseline_policy"]["action"]
+        yield FinishedPolicy(
+          seed,
+          leaving,
+          "baseline policy",
+          fixed_action,
+          jnp.asarray(action, jnp.float32),
+        )

@@ -17,7 +17,6 @@ from mtf_jax.studies.progressive import collect as collect_lib
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import drift as drift_lib
 from mtf_jax.studies.progressive import run as run_lib
-from mtf_jax.studies.progressive import service as service_lib
 from mtf_jax.training import loop
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
@@ -33,10 +32,10 @@ def num_bytes(tree: Any) -> int:
 
 
 def _lower_search(run: run_lib.Run, table: Any) -> Any:
-  """The search of ES and of the headroom, the larger of the two."""
+  """The search of ES and of the privileged optimum, the larger of the two."""
   config, look = run.config, env.privileged_observation
   effort = max(
-    config.es_search, config.headroom_search, key=lambda search: search.sessions
+    config.es_search, config.oracle_search, key=lambda search: search.sessions
   )
   num_groups = run.world.group_weights.shape[1]
 
@@ -67,14 +66,19 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
   """
   config, algorithm = run.config, run.algorithm
   key = run.keys["round"]
-  service = service_lib.service(run.start, config_lib.HALF_WIDTH)
+  params = jax.eval_shape(
+    lambda state: run_lib.policy_params(
+      algorithm, state, config_lib.HALF_WIDTH
+    ),
+    run.start,
+  )
   size = config.sessions_per_round // config.collect_parts
   parts = config.rounds * config.collect_parts
   collect = collect_lib.collect_part.lower(
     key,
     run.world,
     algorithm.act,
-    service,
+    params,
     size,
     config.max_requests,
     config.exploration == "session",
@@ -112,12 +116,12 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
       num_updates=train.chunk_size,
     ),
     "drift": jax.jit(jax.vmap(drift)).lower(run.start, run.start, dataset),
-    "judge": service_lib.judge_service.lower(
+    "judge": run_lib.judge_seeds.lower(
       key,
       run.judging,
       table,
       algorithm.act,
-      service,
+      params,
       config.evaluation_sessions,
       config.max_requests,
       jnp.asarray(False),

@@ -1,7 +1,7 @@
 """Progressive training in a world: explore, train, redeploy, round after round.
 
-The paper's main job. The policy first in service is one global set of fusion
-weights found by an evolution strategy (ES). A round logs sessions explored in a
+The paper's main job. The baseline policy, first in service, is one global set of
+fusion weights found by an evolution strategy (ES). A round logs sessions explored in a
 box around the policy in service, trains on them, and puts the new policy into
 service. Policies are judged on the same sessions (common random numbers) with
 expected-value accounting, see `returns.session_returns`.
@@ -29,34 +29,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data.transitions import (
-  TransitionDataset,
-  n_step_transitions,
-)
-from mtf_jax.learners.integrated_rl import (
-  State,
-)
+from mtf_jax.data.transitions import TransitionDataset, n_step_transitions
+from mtf_jax.evaluation.ab_test import figures
 from mtf_jax.studies.progressive.collect import (
   as_dataset,
   collect_part,
   empty_rows,
   put_rows,
 )
+from mtf_jax.studies.progressive.comparisons import compare_rewards
 from mtf_jax.studies.progressive.config import GAUSSIAN_STDDEV, HALF_WIDTH
 from mtf_jax.studies.progressive.drift import drift
 from mtf_jax.studies.progressive.run import (
   Run,
-  compare_rewards,
-  judge_params,
   judge_state,
-  policy_figures,
+  policy_params,
+  tree_index,
 )
-from mtf_jax.studies.progressive.service import service
 from mtf_jax.training import loop
+
+OnChunk = Callable[[loop.TrainState, Any], None]
 
 
 def _collect(
-  run: Run, rng_key: chex.PRNGKey, state: State, rounds: int = 1
+  run: Run, rng_key: chex.PRNGKey, state: Any, rounds: int = 1
 ) -> TransitionDataset:
   """Sessions explored in the box around the policy, each row with its box.
 
@@ -67,7 +63,7 @@ def _collect(
   size = config.sessions_per_round // config.collect_parts
   parts = rounds * config.collect_parts
   keys = jax.vmap(lambda key: jax.random.split(key, parts))(rng_key)
-  params = service(state, HALF_WIDTH)
+  params = policy_params(run.algorithm, state, HALF_WIDTH)
   rows = None
   for number in range(parts):
     part = collect_part(
@@ -84,22 +80,19 @@ def _collect(
     first = number * part.terminal.shape[1]
     rows = put_rows(rows, part, jnp.asarray(first, jnp.int32))
   steps, gamma = config.train.num_steps, config.train.discount
-  return jax.vmap(
-    lambda tree_index: n_step_transitions(tree_index, steps, gamma)
-  )(as_dataset(rows))
-
-
-OnChunk = Callable[[loop.TrainState, Any], None]
+  return jax.vmap(lambda dataset: n_step_transitions(dataset, steps, gamma))(
+    as_dataset(rows)
+  )
 
 
 def _train(
   run: Run,
   rng_key: chex.PRNGKey,
-  state: State,
+  state: Any,
   dataset: TransitionDataset,
   num_updates: int,
   on_chunk: OnChunk | None,
-) -> State:
+) -> Any:
   train = run.config.train
   # Copies: training donates its state, and the caller keeps the old policy.
   begin = jax.vmap(loop.start)(rng_key, jax.tree.map(jnp.copy, state))
@@ -122,7 +115,7 @@ def _train(
 
 
 def _drift(
-  run: Run, new: State, old: State, dataset: TransitionDataset
+  run: Run, new: Any, old: Any, dataset: TransitionDataset
 ) -> list[dict[str, Any]]:
   found = jax.vmap(functools.partial(drift, run.algorithm.learner))(
     new, old, dataset
@@ -138,9 +131,18 @@ def _drift(
   ]
 
 
+def _figures(run: Run, state: Any) -> list[dict[str, Any]]:
+  """What the policy of a state gains over the baseline policy, by seed."""
+  policy, base = jax.device_get((judge_state(run, state), run.base))
+  return [
+    figures(tree_index(policy, n), tree_index(base, n), run.world.slate_size)
+    for n in range(len(run.seeds))
+  ]
+
+
 def play_round(
-  run: Run, state: State, number: int, on_chunk: OnChunk | None = None
-) -> tuple[State, list[dict[str, Any]]]:
+  run: Run, state: Any, number: int, on_chunk: OnChunk | None = None
+) -> tuple[Any, list[dict[str, Any]]]:
   """One round: explore around the policy in service, train, judge.
 
   Training goes on from the state of the round before, critics included. It
@@ -168,7 +170,7 @@ def play_round(
     ("exploration_cost", {"half_width": HALF_WIDTH}),
     ("gaussian_cost", {"stddev": GAUSSIAN_STDDEV}),
   ):
-    explored = judge_params(run, service(state, **noise), held=held)
+    explored = judge_state(run, state, held=held, **noise)
     gains = compare_rewards(explored, before)
     for cost, gain in zip(costs, gains, strict=True):
       cost[f"{name}_pct"] = -gain.gain
@@ -181,7 +183,7 @@ def play_round(
   new = _train(run, split[:, 1], state, dataset, updates, on_chunk)
   drifts = _drift(run, new, state, dataset)
   trained = time.monotonic()
-  gained = policy_figures(run, new)
+  gained = _figures(run, new)
   seconds = {
     "collect": collected - judged,
     "train": trained - collected,
@@ -201,21 +203,21 @@ def play_round(
   return new, results
 
 
-def play_once(
+def play_single_batch(
   run: Run, on_chunk: OnChunk | None = None
-) -> tuple[State, list[dict[str, Any]]]:
+) -> tuple[Any, list[dict[str, Any]]]:
   """Without progressive training: as many sessions and updates in one round.
 
   Returns:
     The state with the new policy, and its figures by seed.
   """
   config = run.config
-  split = jax.vmap(jax.random.split)(run.keys["one_round"])
+  split = jax.vmap(jax.random.split)(run.keys["single_batch"])
   dataset = _collect(run, split[:, 0], run.start, config.rounds)
   updates = config.rounds * config.train.num_updates
   new = _train(run, split[:, 1], run.start, dataset, updates, on_chunk)
   drifts = _drift(run, new, run.start, dataset)
-  gained = policy_figures(run, new)
+  gained = _figures(run, new)
   return new, [
-    {**figures, **moved} for figures, moved in zip(gained, drifts, strict=True)
+    {**of_seed, **moved} for of_seed, moved in zip(gained, drifts, strict=True)
   ]

@@ -16,11 +16,11 @@ from mtf_jax.data import kuairand
 from mtf_jax.evaluation import mtf_gauc
 from mtf_jax.fitting import kuairand_world
 from mtf_jax.kernels import fusion
-from mtf_jax.studies.log_gauc import held_out
+from mtf_jax.studies.log_gauc import held_out, log_gauc
+from mtf_jax.studies.progressive import algorithm as algorithm_lib
 from mtf_jax.studies.progressive import finished
 from mtf_jax.studies.progressive import run as run_lib
-from mtf_jax.studies.progressive import service as service_lib
-from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.worlds import env
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.world import fingerprint
@@ -28,6 +28,7 @@ from tests.tiny_run import TINY
 
 _TEST_FROM = 20220429
 _LEAVING = "satisfaction_floor"
+_LEARNER = "integrated_rl"
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +174,16 @@ def run_dir(fitted, tmp_path):
   """
   _, world = fitted
   folder = tmp_path / "run"
-  algorithm = run_lib.make_algorithm(TINY.train, world)
-  plan = {
-    "seeds": _SEEDS,
-    "parallel_seeds": 2,
-    "leaving": [_LEAVING],
-    "critics": ["box"],
-    "config": TINY.to_json(),
-  }
+  algorithm = algorithm_lib.make_algorithm(TINY.train, world)
+  plan = Plan(
+    world="fitted.world",
+    preset="smoke",
+    seeds=tuple(_SEEDS),
+    parallel_seeds=2,
+    leaving=(_LEAVING,),
+    learners=(_LEARNER,),
+    config=TINY,
+  )
   record = {"worlds": [fingerprint(world)] * 2, "seeds": _SEEDS}
   run = run_lib.assemble(TINY, [world] * 2, _SEEDS, algorithm)
   state = run_lib.with_algorithm(run, TINY, algorithm).start
@@ -191,21 +194,25 @@ def run_dir(fitted, tmp_path):
   )
   ramps = jnp.asarray(np.stack([_RAMP, _RAMP / 2]))
   figures = [[{"round": n + 1}] * 2 for n in range(TINY.rounds)]
-  for name, actions in (
-    ("checkpoints", [0.9 * ramps, ramps]),
-    ("one_round", [-ramps]),
+  RunDir(folder).claim(plan)
+  group = RunDir(folder).group(_LEAVING, plan.seeds)
+  for checkpoints, actions in (
+    (group.learner(_LEARNER).open_rounds(2), [0.9 * ramps, ramps]),
+    (group.learner(_LEARNER).open_single_batch(), [-ramps]),
   ):
-    checkpoints = Checkpoints(folder / f"{_LEAVING}_seed_3_4" / "box" / name)
     for n, action in enumerate(actions, 1):
-      if name == "checkpoints":
-        of_name = {"rounds": figures[:n], "checks": None}
-      else:
-        of_name = {"one_round": {}}
+      of_rounds = {"rounds": figures[:n]} if len(actions) > 1 else {}
+      params = {**state.actor_params, "start": action}
       checkpoints.save(
-        n, service_lib.start_at(state, action), {**record, **of_name}
+        n, state._replace(actor_params=params), {**record, **of_rounds}
       )
     checkpoints.close()
-  (folder / "run.json").write_text(json.dumps(plan))
+  group.write_result(
+    {
+      str(seed): {"baseline_policy": {"action": ramp.tolist()}}
+      for seed, ramp in zip(_SEEDS, np.asarray(ramps), strict=True)
+    }
+  )
   return folder
 
 
@@ -216,23 +223,26 @@ def test_policies_come_from_the_runs_folder(fitted, run_dir):
     return list(finished.read_policies(run_dir, world))
 
   observation = jnp.zeros((len(world.observation_names),))
-  first, second = read(world.with_leaving("temper_budget"))
-  for found, seed, ramp in ((first, 3, _RAMP), (second, 4, _RAMP / 2)):
-    assert (found.seed, found.leaving, found.critic) == (seed, _LEAVING, "box")
-    np.testing.assert_allclose(found.es, ramp, rtol=1e-6)
-    for params, expected in (
-      (found.progressive, ramp),
-      (found.one_round, -ramp),
+  policies = read(world.with_leaving("temper_budget"))
+  assert {found.leaving for found in policies} == {_LEAVING}
+  by_name = {(found.name, found.seed): found for found in policies}
+  assert len(by_name) == len(policies) == 3 * 2
+  for seed, ramp in ((3, _RAMP), (4, _RAMP / 2)):
+    for name, expected in (
+      ("baseline policy", ramp),
+      (f"progressive, {_LEARNER}", ramp),
+      (f"single batch, {_LEARNER}", -ramp),
     ):
-      decision = found.act(params, observation, jax.random.key(0))
+      found = by_name[name, seed]
+      decision = found.act(found.params, observation, jax.random.key(0))
       np.testing.assert_allclose(decision.action, expected, rtol=1e-5)
   other = world.replace(user_features=world.user_features + 1)
   with pytest.raises(ValueError, match="expected world"):
     read(other)
-  (run_dir / f"{_LEAVING}_seed_3_4" / "box" / "one_round").rename(
+  (run_dir / f"{_LEAVING}_seed_3_4" / _LEARNER / "single_batch").rename(
     run_dir / "gone"
   )
-  with pytest.raises(ValueError, match="one_round: expected checkpoints"):
+  with pytest.raises(ValueError, match="single_batch: expected checkpoints"):
     read(world)
   with pytest.raises(ValueError, match="expected a progressive run"):
     next(finished.read_policies(run_dir / "gone", world))
@@ -242,7 +252,7 @@ def test_policies_come_from_the_runs_folder(fitted, run_dir):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_earlier_rounds_policy_is_not_taken_for_the_last(fitted, run_dir):
   _, world = fitted
-  folder = run_dir / f"{_LEAVING}_seed_3_4" / "box" / "checkpoints"
+  folder = run_dir / f"{_LEAVING}_seed_3_4" / _LEARNER / "checkpoints"
   largest = max(
     (path for path in (folder / "2").rglob("*") if path.is_file()),
     key=lambda path: path.stat().st_size,
@@ -322,12 +332,14 @@ def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
   assert later["dates"] == every["dates"][1:]
   judged = later["leaving"][_LEAVING]
   assert judged["users_in_world"] <= judged["users"]
-  assert set(judged["mean"]) >= {"uniform powers", "ES"}
+  assert set(judged["mean"]) >= {"uniform powers", log_gauc.BASE}
   mean, runs = judged["mean"], judged["runs"]
-  for name in ("ES", "one round, critic box", "progressive, critic box"):
+  single = f"single batch, {_LEARNER}"
+  progressive = f"progressive, {_LEARNER}"
+  for name in (log_gauc.BASE, single, progressive):
     assert mean[name]["gauc"] == pytest.approx(
       (runs["3"][name]["gauc"] + runs["4"][name]["gauc"]) / 2
     )
-  # These progressive policies are their own ES.
-  assert mean["progressive, critic box"]["minus_base"] == 0
-  assert mean["one round, critic box"]["minus_base"] != 0
+  # These progressive policies are their own baseline.
+  assert mean[progressive]["minus_base"] == 0
+  assert mean[single]["minus_base"] != 0

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,12 @@ from mtf_jax.data import session_log, transitions
 from mtf_jax.evaluation import ab_test
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.kernels.exploration import action_box
-from mtf_jax.studies.progressive import baselines
+from mtf_jax.studies.progressive import baselines, comparisons
 from mtf_jax.studies.progressive import collect as collect_lib
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import memory as progressive_memory
 from mtf_jax.studies.progressive import rounds as progressive
 from mtf_jax.studies.progressive import run as run_lib
-from mtf_jax.studies.progressive import service as service_lib
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds import rollout as rollout_lib
 from tests.small_world import small_world
@@ -36,8 +36,8 @@ def _first(tree):
   return run_lib.tree_index(tree, 0)
 
 
-def _service(state, half_width=0.0):
-  return service_lib.service(_first(state), half_width)
+def _params(run, state, half_width=0.0):
+  return _first(run_lib.policy_params(run.algorithm, state, half_width))
 
 
 def _collect(run, half_width=0.15):
@@ -45,7 +45,7 @@ def _collect(run, half_width=0.15):
     jax.random.key(3),
     _first(run.world),
     run.algorithm.act,
-    _service(run.start, half_width),
+    _params(run, run.start, half_width),
     TINY.sessions_per_round,
     TINY.max_requests,
   )
@@ -127,23 +127,27 @@ def test_device_rows_are_the_packed_log(run):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_actor_starts_at_es_and_has_the_full_range(run):
+def test_actor_starts_at_the_baseline_policy(run):
   start = run.es[0]
-  es = baselines.es_service(run)
-  service = _service(run.start._replace(actor_params=es.actor_params))
   assert np.any(np.abs(start) > 0.01)
   for n in range(3):
     mean, scale = _first(run.start.normalization)
     observation = mean + scale * jax.random.normal(
       jax.random.key(n), mean.shape
     )
-    decision = run.algorithm.act(service, observation, jax.random.key(n))
-    np.testing.assert_allclose(decision.action, start, atol=1e-7)
     np.testing.assert_allclose(
-      _policy_actions(run, observation[None, :])[0],
-      start,
-      atol=0.05,
+      _policy_actions(run, observation[None, :])[0], start, atol=0.05
     )
+  network = run.start.actor_params["network"]
+  still = run.start._replace(
+    actor_params={
+      **run.start.actor_params,
+      "network": jax.tree.map(jnp.zeros_like, network),
+    }
+  )
+  # The baseline policy is judged as a fixed action: the same sessions.
+  judged = run_lib.judge_state(run, still)
+  np.testing.assert_allclose(judged.reward, run.base.reward, rtol=1e-4)
 
 
 def test_judging_pairs_users_and_keeps_the_reward(run):
@@ -154,9 +158,9 @@ def test_judging_pairs_users_and_keeps_the_reward(run):
   def judge(params):
     return ab_test.judge(key, judging, table, run.algorithm.act, params, 96, 6)
 
-  service = _service(run.start)
+  service = _params(run, run.start)
   policy = judge(service)
-  other = judge(_service(run.start, 0.15))
+  other = judge(_params(run, run.start, 0.15))
   np.testing.assert_array_equal(policy.user, other.user)
   assert not np.array_equal(policy.reward, other.reward)
   jax.tree.map(np.testing.assert_array_equal, policy, judge(service))
@@ -183,7 +187,7 @@ def test_judging_pairs_users_and_keeps_the_reward(run):
 def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
   def judge(half_width, held):
     judging, table = map(_first, (run.judging, run.table))
-    params = _service(run.start, half_width)
+    params = _params(run, run.start, half_width)
     act = run.algorithm.act
     key = jax.random.key(9)
     return ab_test.judge(
@@ -306,21 +310,25 @@ def test_sessions_are_collected_in_parts(run):
   assert not np.array_equal(whole.action, parts.action)
 
 
-def test_one_round_and_headroom_have_their_figures(run):
-  state, once = progressive.play_once(run)
+def test_single_batch_and_oracle_have_their_figures(run):
+  state, once = progressive.play_single_batch(run)
   # Sessions of up to 8 requests instead of 6: another figure, and not far off.
-  for cut, uncut in zip(once, baselines.uncut_figures(run, state), strict=True):
-    assert uncut["reward_gain_pct"] != cut["reward_gain_pct"]
-    assert abs(uncut["reward_gain_pct"] - cut["reward_gain_pct"]) < 10
+  uncut = comparisons.compare_rewards(
+    run_lib.judge_state(run, state, max_requests=TINY.uncut_requests),
+    baselines.judge_action(run, run.es, TINY.uncut_requests),
+  )
+  for cut, longer in zip(once, uncut, strict=True):
+    assert longer.gain != cut["reward_gain_pct"]
+    assert abs(longer.gain - cut["reward_gain_pct"]) < 10
   assert state.actor_params["start"].shape == run.es.shape
   assert all(np.isfinite(figures["reward_gain_pct"]) for figures in once)
-  for bound in baselines.headroom_figures(run):
-    low, high = bound["headroom_ci95"]
-    assert low < bound["headroom_pct"] < high
+  best = baselines.judge_oracle(run)
+  np.testing.assert_array_equal(best.user, run.base.user)
+  assert not np.array_equal(best.reward, run.base.reward)
 
 
 def test_es_goes_on_with_the_budget_of_the_rounds(run):
-  longer = baselines.longer_es(run)
+  longer = baselines.es_matched_budget(run)
   assert longer.sessions == TINY.rounds * TINY.sessions_per_round
   assert np.all(np.abs(longer.action) <= 0.95)
   assert not np.any(np.all(longer.action == run.es, axis=1))
@@ -342,22 +350,35 @@ def test_unknown_exploration_is_refused():
     dataclasses.replace(TINY, exploration="gaussian")
 
 
-def test_a_rival_is_trained_as_it_was_tuned():
+def test_a_learner_is_trained_as_it_was_tuned():
   own = {"num_steps": 3, "hyperparams": {"critic_learning_rate": 0.5}}
-  config = dataclasses.replace(TINY, rivals={"mlp": own})
-  assert config.with_critic("box").train == TINY.train
-  found = config.with_critic("mlp").train
+  config = dataclasses.replace(TINY, tuned={"integrated_rl:mlp": own})
+  assert config.with_learner("integrated_rl").train == TINY.train
+  assert config.with_learner("integrated_rl:box").train == TINY.train
+  found = config.with_learner("integrated_rl:mlp").train
   assert (found.critic, found.num_steps) == ("mlp", 3)
   assert found.hyperparams == {
     **TINY.train.hyperparams,
     "critic_learning_rate": 0.5,
   }
   assert found.hidden_sizes == TINY.train.hidden_sizes
-  assert config.to_json()["rivals"] == {"mlp": own}
   with pytest.raises(ValueError, match="critic: expected one of"):
-    dataclasses.replace(TINY, rivals={"plain": {}})
+    config.with_learner("integrated_rl:plain")
+  with pytest.raises(ValueError, match="learner: expected"):
+    config.with_learner("plain")
+  wrong = {"integrated_rl:mlp": {"hyperparams": {"speed": 1.0}}}
   with pytest.raises(ValueError, match="hyperparams: expected fields"):
-    dataclasses.replace(TINY, rivals={"mlp": {"hyperparams": {"speed": 1.0}}})
+    dataclasses.replace(TINY, tuned=wrong)
+
+
+@pytest.mark.parametrize("preset", [*config_lib.PRESETS, "tiny"])
+def test_a_configuration_comes_back_from_json(preset):
+  config = {**config_lib.PRESETS, "tiny": TINY}[preset]
+  weights = {**config.train.hyperparams, "group_weights": (1.0, 2.0)}
+  train = dataclasses.replace(config.train, hyperparams=weights)
+  config = dataclasses.replace(config, train=train)
+  text = json.dumps(config.to_json())
+  assert config_lib.ProgressiveConfig.from_json(json.loads(text)) == config
 
 
 def test_empty_counts_are_refused():

@@ -22,10 +22,12 @@ def _figures(gain, headroom=0.5):
   return {
     "reward_gain_pct": gain,
     "reward_gain_ci95": [gain - 1, gain + 1],
-    "one_round_gain_pct": gain / 2,
-    "over_one_round_pct": gain / 3,
-    "longer_es_gain_pct": gain / 4,
-    "over_longer_es_pct": gain / 5,
+    "single_batch_gain_pct": gain / 2,
+    "over_single_batch_pct": gain / 3,
+    "es_matched_budget_gain_pct": gain / 4,
+    "over_es_matched_budget_pct": gain / 5,
+    "reward_gain_uncut_pct": gain,
+    "headroom_pct": 2 * gain,
     "uvc_gain_pct": 0.0,
     "udt_gain_pct": 0.0,
     "session_length_gain_pct": 0.0,
@@ -48,10 +50,10 @@ def test_overview_counts_the_seeds_that_gain():
   assert rows["0"] == ["+0.50 [-0.50, +1.50]", "+4.00 [+3.00, +5.00]"]
   assert rows["interval above 0"] == ["2 of 3", "3 of 3"]
   assert rows["mean [95% over seeds]"][1] == "+4.00 [+4.00, +4.00]"
-  assert rows["one round, as much data"] == ["+0.92", "+2.00"]
-  assert rows["last over one round"] == ["+0.61", "+1.33"]
+  assert rows["single batch of as much data"] == ["+0.92", "+2.00"]
+  assert rows["last round over the single batch"] == ["+0.61", "+1.33"]
   assert rows["ES, as many sessions more"] == ["+0.46", "+1.00"]
-  assert rows["last over that ES"] == ["+0.37", "+0.80"]
+  assert rows["last round over that ES"] == ["+0.37", "+0.80"]
   assert rows["headroom reached"] == ["50%", "none"]
 
 

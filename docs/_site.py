@@ -1,0 +1,102 @@
+"""Hooks of the documentation site: pages from outside `docs`, API pages.
+
+The pages are written for reading in the repository: links go from file to file.
+Here the files outside `docs` join the site, links follow them, and every room of
+the package gets a page of the API reference, so that a new module needs no entry
+anywhere.
+"""
+
+import ast
+import pathlib
+import posixpath
+import re
+
+from mkdocs.structure.files import File
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+# Path in the repository -> path in the site.
+_MOVED = {
+  "README.md": "index.md",
+  "docs/index.md": "pages.md",
+  "BUILD_NOTES.md": "build_notes.md",
+  "CONTRIBUTING.md": "contributing.md",
+  "CHANGELOG.md": "changelog.md",
+  **{
+    path.relative_to(_ROOT).as_posix(): f"figures/{path.name}"
+    for path in (_ROOT / "experiments" / "figures").glob("*.png")
+  },
+}
+_ROOMS = {
+  "kernels": "Kernels",
+  "learners": "Learners",
+  "data": "Data",
+  "worlds": "Worlds",
+  "networks": "Networks",
+  "training": "Training",
+  "evaluation": "Evaluation",
+}
+# Target of a Markdown link or picture.
+_TARGET = re.compile(r"(?<=\]\()([^)\s#]+)")
+
+
+def _in_site(path: str) -> str:
+  return _MOVED.get(path, path.removeprefix("docs/"))
+
+
+def _in_repository(path: str) -> str:
+  for before, after in _MOVED.items():
+    if path == after:
+      return before
+  return f"docs/{path}"
+
+
+def _kernel_names() -> str:
+  """The names importable from `mtf_jax`, each linked to its entry."""
+  tree = ast.parse((_ROOT / "mtf_jax/__init__.py").read_text(encoding="utf-8"))
+  links = [
+    f"[`{alias.name}`][{node.module}.{alias.name}]"
+    for node in tree.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+  ]
+  return "All importable from `mtf_jax`: " + ",\n".join(links) + ".\n\n"
+
+
+def _api_page(room: str, title: str) -> str:
+  parts = [f"# {title}\n\n"]
+  if room == "kernels":
+    parts.append(_kernel_names())
+  for path in sorted((_ROOT / "mtf_jax" / room).glob("*.py")):
+    if not path.stem.startswith("_"):
+      parts.append(f"::: mtf_jax.{room}.{path.stem}\n\n")
+  return "".join(parts)
+
+
+def on_files(files, config):
+  """Adds the pages and pictures from elsewhere, and the API's pages."""
+  for file in [file for file in files if file.src_uri == "index.md"]:
+    files.remove(file)
+  for before, after in _MOVED.items():
+    files.append(
+      File.generated(config, after, abs_src_path=str(_ROOT / before))
+    )
+  for room, title in _ROOMS.items():
+    content = _api_page(room, title)
+    files.append(File.generated(config, f"api/{room}.md", content=content))
+  return files
+
+
+def on_page_markdown(markdown, page, config, files):
+  """Turns links between files of the repository into links of the site."""
+  here = posixpath.dirname(_in_repository(page.file.src_uri))
+  start = posixpath.dirname(page.file.src_uri) or "."
+
+  def move(match):
+    target = match.group()
+    if ":" in target:
+      return target
+    path = posixpath.normpath(posixpath.join(here, target))
+    return posixpath.relpath(_in_site(path), start)
+
+  return _TARGET.sub(move, markdown)

@@ -1,0 +1,150 @@
+"""A learner as the study trains it: sized for a world, started at an action.
+
+Letters: `S` state features, `A` action components, `G` reward groups.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtf_jax import policies
+from mtf_jax.data.transitions import Transition
+from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.learners.base import Learner, Normalization
+from mtf_jax.networks import Actor
+from mtf_jax.training.config import (
+  TrainConfig,
+  build_learner,
+  hyperparams_of,
+  make_networks,
+)
+from mtf_jax.worlds.world import World
+
+
+@functools.cache
+def started_actor(actor: Actor) -> Actor:
+  """An actor that answers near a given action before it is trained.
+
+  `(t + start) / (1 + t start)` with `t` the actor's own answer: the sum of the
+  two inside the tanh, so that both have the full range and no limit is hit. The
+  leaf `start` `[A]` is 0 after `init`, see `with_start`. It is not trained.
+
+  Args:
+    actor: answers near 0 before it is trained.
+
+  Returns:
+    The actor, its parameters `{"network": ..., "start": [A]}`.
+  """
+
+  def init(rng_key, observation):
+    network = actor.init(rng_key, observation)
+    answer = jax.eval_shape(actor.apply, network, observation[None])
+    start = jnp.zeros(answer.shape[1:], answer.dtype)
+    return {"network": network, "start": start}
+
+  def apply(params, observation):
+    own = actor.apply(params["network"], observation)
+    start = jax.lax.stop_gradient(params["start"])[None]
+    return (own + start) / (1 + own * start)
+
+  return Actor(init, apply)
+
+
+def with_start(actor: Actor, start: chex.Array) -> Actor:
+  """The actor of `started_actor`, `start` `[A]` in (-1, 1) after `init`."""
+
+  def init(rng_key, observation):
+    return {**actor.init(rng_key, observation), "start": jnp.array(start)}
+
+  return Actor(init, actor.apply)
+
+
+class Algorithm(NamedTuple):
+  """A learner and its policy as functions; static arguments everywhere.
+
+  Make one for all seeds and worlds of one size: another tuple of the same
+  functions would compile everything again.
+
+  learner: the algorithm.
+  act: its policy, exploring, for `policies.PolicyParams`.
+  actor: of the learner.
+  build: the same algorithm around another actor.
+  hyperparams: class of its numbers.
+  """
+
+  learner: Learner
+  act: policies.Act
+  actor: Actor
+  build: Callable[[Actor], Learner]
+  hyperparams: Callable[..., Any]
+
+
+def make_algorithm(config: TrainConfig, world: World) -> Algorithm:
+  """The learner that a configuration describes, sized for a world."""
+  num_groups = world.group_weights.shape[0]
+  actor, critic = make_networks(config, world.num_actions, num_groups)
+  actor = started_actor(actor)
+  build = functools.partial(build_learner, config, critic=critic)
+  learner = build(actor)
+  return Algorithm(
+    learner,
+    policies.explore_around(learner.act),
+    actor,
+    build,
+    hyperparams_of(config.learner),
+  )
+
+
+# The numbers are static here and nowhere else: `init` checks them only where
+# they are known.
+@functools.partial(
+  jax.jit, static_argnames=("algorithm", "numbers", "num_groups")
+)
+def initial_state(
+  algorithm: Algorithm,
+  numbers: tuple[tuple[str, Any], ...],
+  rng_key: chex.PRNGKey,
+  normalization: Normalization,
+  start: chex.Array,
+  num_groups: int,
+) -> Any:
+  """A learner's state by seed, its policy answering near `start`.
+
+  Args:
+    algorithm: of `make_algorithm`, static.
+    numbers: names and values of its hyperparameters that are not the default
+      ones, static.
+    rng_key: keys `[R]`.
+    normalization: of the observations, `[R, S]`.
+    start: actions `[R, A]`, inside (-1, 1).
+    num_groups: `G`, static.
+
+  Returns:
+    The state, leading axis `R`.
+  """
+  zero = jnp.zeros_like(start[0])
+  observation = jnp.zeros_like(normalization.mean[0])
+  box = ActionBox(zero, zero)
+  example = Transition(
+    observation_tm1=observation,
+    action_tm1=zero,
+    box_tm1=box,
+    r_t=jnp.zeros((num_groups,), jnp.float32),
+    discount_t=jnp.zeros((), jnp.float32),
+    observation_t=observation,
+    box_t=box,
+  )
+
+  def one(rng_key, normalization, start):
+    learner = algorithm.build(with_start(algorithm.actor, start))
+    hyperparams = algorithm.hyperparams(
+      **{name: np.asarray(value) for name, value in numbers}
+    )
+    return learner.init(rng_key, example, hyperparams, normalization)
+
+  return jax.vmap(one)(rng_key, normalization, start)

@@ -1,0 +1,145 @@
+"""A whole progressive run: its folder, its groups of seeds, its report."""
+
+import importlib.util
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mtf_jax.evaluation.tables import Table
+from mtf_jax.fitting import synthetic
+from mtf_jax.studies.progressive import algorithm as algorithm_lib
+from mtf_jax.studies.progressive import play, report, report_html
+from mtf_jax.studies.progressive.run_dir import Plan, RunDir
+from mtf_jax.studies.progressive.summary import learner_figures, seed_summary
+from mtf_jax.worlds.world import World
+
+
+def run_study(
+  plan: Plan,
+  run_dir: RunDir,
+  world: World | None,
+  versions: Mapping[str, str],
+  say: play.Say,
+) -> Table:
+  """Plays all rounds that are not yet played, and writes the report.
+
+  Args:
+    plan: what to run.
+    run_dir: its folder, claimed or resumed.
+    world: the fitted world, None for a synthetic one of each seed.
+    versions: of what it runs on, for the report.
+    say: told of what happens.
+
+  Returns:
+    The table to show: of the only learner, or over all.
+  """
+  started = time.monotonic()
+  configs, config = plan.configs, plan.config
+  groups = plan.groups
+  runs = len(groups) * len(plan.leaving) * len(configs)
+  watch = play.Watch(
+    runs * 2 * config.rounds * config.train.num_updates,
+    config.train.chunk_size,
+  )
+  algorithms: dict[str, algorithm_lib.Algorithm] = {}
+  results: dict[tuple[int, str], dict[str, Any]] = {}
+  for seeds in groups:
+    worlds = []
+    for seed in seeds:
+      if world is None:
+        say(f"Building the synthetic world of seed {seed}.")
+        worlds.append(synthetic.synthetic_world(config.world_size, seed))
+      else:
+        worlds.append(world)
+    algorithms = algorithms or {
+      name: algorithm_lib.make_algorithm(of_learner.train, worlds[0])
+      for name, of_learner in configs.items()
+    }
+    for leaving in plan.leaving:
+      left = [one.with_leaving(leaving) for one in worlds]
+      folder = run_dir.group(leaving, seeds)
+      result = play.play_group(
+        configs, algorithms, left, seeds, folder, watch, say
+      )
+      for seed in seeds:
+        results[seed, leaving] = result[str(seed)]
+  return _report(
+    plan, run_dir, results, versions, time.monotonic() - started, say
+  )
+
+
+def _seconds(
+  plan: Plan, results: Mapping[tuple[int, str], Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+  """Seconds by seeds side by side, leaving model and learner."""
+  seconds = {}
+  for seeds in plan.groups:
+    for leaving in plan.leaving:
+      result = results[seeds[0], leaving]
+      spent = dict(result["seconds"])
+      for name in plan.learners:
+        joined = ", ".join(map(str, seeds))
+        title = f"seed {joined}, {leaving}, {name}"
+        seconds[title] = {**spent, **result["learners"][name]["seconds"]}
+        spent = {}  # What learners share counts once.
+  return seconds
+
+
+def _report(
+  plan: Plan,
+  run_dir: RunDir,
+  results: Mapping[tuple[int, str], Mapping[str, Any]],
+  versions: Mapping[str, str],
+  wall_s: float,
+  say: play.Say,
+) -> Table:
+  """Writes the summary and the report."""
+  summaries: dict[str, Any] = {}
+  for (seed, leaving), result in results.items():
+    summaries.setdefault(str(seed), {})[leaving] = seed_summary(result)
+  names = list(dict.fromkeys(r["fingerprint"] for r in results.values()))
+  summary = {
+    "fingerprint": ",".join(names),
+    "preset": plan.preset,
+    "rounds": plan.config.rounds,
+    "wall_s": wall_s,
+    "seeds": summaries,
+  }
+  run_dir.write("summary.json", json.dumps(summary, indent=1))
+  columns = {
+    (leaving, name): {
+      seed: learner_figures(result["learners"][name])
+      for (seed, of_leaving), result in results.items()
+      if of_leaving == leaving
+    }
+    for leaving in plan.leaving
+    for name in plan.learners
+  }
+  group_of = {seed: seeds for seeds in plan.groups for seed in seeds}
+  pages = []
+  for (seed, leaving), result in results.items():
+    for name in plan.learners:
+      folder = run_dir.group(leaving, group_of[seed]).learner(name)
+      pages.append(
+        report.Page(
+          title=f"seed {seed}, leaving {leaving}, learner {name}",
+          result=result["learners"][name],
+          metrics=folder.read_metrics(seed),
+        )
+      )
+  overview = report.overview_table(columns)
+  split = report.seconds_table(_seconds(plan, results))
+  configuration = json.dumps(
+    {**plan.to_json(), "fingerprints": names, "versions": dict(versions)},
+    indent=1,
+  )
+  tables = [overview, *(t for page in pages for t in page.tables()), split]
+  run_dir.write("report.md", report.markdown(tables, configuration))
+  if importlib.util.find_spec("matplotlib") is None:
+    say("No report.html: matplotlib (the `plots` extra) is not installed.")
+  else:
+    page = report_html.html(columns, pages, split, configuration)
+    run_dir.write("report.html", page)
+  # Many seeds are an overview; what one of them did is in the report.
+  return pages[0].tables()[0] if len(pages) == 1 else overview

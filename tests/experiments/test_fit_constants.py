@@ -1,0 +1,68 @@
+"""The shipped constants can be remade: same files, same keys."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import kuairand_files
+import numpy as np
+
+from mtf_jax.fitting import population
+from mtf_jax.studies.audit import marginals
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _run(*arguments):
+  return subprocess.run(
+    (sys.executable, "-m", "experiments.fit_constants", *arguments),
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def _keys(value):
+  """The names in a JSON value at every depth; lists are not looked into."""
+  if not isinstance(value, dict):
+    return None
+  return {name: _keys(part) for name, part in value.items()}
+
+
+def test_a_log_gives_the_files_that_are_shipped(tmp_path):
+  folder, out_dir = tmp_path / "log", tmp_path / "constants"
+  folder.mkdir()
+  kuairand_files.write_folder(folder, num_rows=12_000)
+  run = _run(f"--log_dir={folder}", f"--out_dir={out_dir}", "--source=a test")
+  assert run.returncode == 0, run.stderr
+  for shipped in (
+    "mtf_jax/fitting/kuairand_population.json",
+    "mtf_jax/studies/audit/kuairand_reference.json",
+  ):
+    before = json.loads((_ROOT / shipped).read_text())
+    made = json.loads((out_dir / pathlib.Path(shipped).name).read_text())
+    assert list(made) == list(before)
+    # Which behaviours occur together is a matter of the log.
+    assert made.pop("lifts", {}).keys() <= before.pop("lifts", {}).keys()
+    assert _keys(made) == _keys(before)
+    assert made["source"] == (
+      "a test; days 20220425 to 20220430; aggregates only"
+    )
+  # They are read as the shipped ones are, and say what the log says.
+  constants = population.load_population(out_dir / "kuairand_population.json")
+  model = population.synthetic_response(
+    np.random.default_rng(0), 30, 20, constants
+  )
+  assert model.num_users == 30
+  found = json.loads((out_dir / "kuairand_reference.json").read_text())
+  assert found["rows"] == 12_000
+  errors = marginals.marginal_errors(found, marginals.load_reference())
+  assert errors["marginals_max_rel_error"] < 0.5
+
+
+def test_a_missing_folder_is_named(tmp_path):
+  run = _run(f"--log_dir={tmp_path / 'none'}", f"--out_dir={tmp_path}")
+  assert run.returncode != 0
+  assert "log_dir: expected a folder" in run.stderr
+  assert not list(tmp_path.iterdir())
