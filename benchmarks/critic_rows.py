@@ -20,7 +20,7 @@ from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.base import normalization_from
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
 
 _BUILD = {"mlp": networks.mlp_critic, "box": networks.box_critic}
@@ -111,9 +111,9 @@ def alignment(
   batch = transitions.sample_transitions(jax.random.key(0), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   normalization = normalization_from(dataset)
-  coefficients = Coefficients(critic_learning_rate=1e-3)
+  hyperparams = Hyperparams(critic_learning_rate=1e-3)
   learner_state = learner.init(
-    jax.random.key(seed), example, coefficients, normalization
+    jax.random.key(seed), example, hyperparams, normalization
   )
   state = loop.train(
     learner,

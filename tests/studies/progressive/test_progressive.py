@@ -342,10 +342,10 @@ def test_es_goes_on_with_the_budget_of_the_rounds(run):
 
 
 def test_a_seed_that_fails_is_named(run):
-  coefficients = run.start.coefficients
-  shift = coefficients.reward_shift.at[1].set(np.nan)
+  hyperparams = run.start.hyperparams
+  shift = hyperparams.reward_shift.at[1].set(np.nan)
   start = run.start._replace(
-    coefficients=coefficients._replace(reward_shift=shift)
+    hyperparams=hyperparams._replace(reward_shift=shift)
   )
   with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
     progressive.play_round(run, start, 0)
