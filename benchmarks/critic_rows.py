@@ -20,7 +20,7 @@ from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.base import normalization_from
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
 
 _BUILD = {"mlp": networks.mlp_critic, "box": networks.box_critic}
@@ -78,6 +78,7 @@ def make_log(
     action=centre + half_width * epsilon.astype(np.float32),
     box=ActionBox(centre - half_width, centre + half_width),
     log_prob=np.full(num_rows, 0, np.float32),
+    exploration_held=np.zeros(num_rows, bool),
     reward=result[:, None].astype(np.float32),
     feedback=np.zeros((num_rows, 1), np.float32),
     terminal=np.ones(num_rows, bool),
@@ -110,9 +111,9 @@ def alignment(
   batch = transitions.sample_transitions(jax.random.key(0), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   normalization = normalization_from(dataset)
-  coefficients = Coefficients(critic_learning_rate=1e-3)
+  hyperparams = Hyperparams(critic_learning_rate=1e-3)
   learner_state = learner.init(
-    jax.random.key(seed), example, coefficients, normalization
+    jax.random.key(seed), example, hyperparams, normalization
   )
   state = loop.train(
     learner,

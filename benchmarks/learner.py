@@ -72,6 +72,7 @@ def make_dataset() -> transitions.TransitionDataset:
     + half_width * rng.uniform(-0.99, 0.99, (_ROWS, _A)).astype(np.float32),
     box=ActionBox(centre - half_width, centre + half_width),
     log_prob=np.zeros(_ROWS, np.float32),
+    exploration_held=np.zeros(_ROWS, bool),
     reward=rng.uniform(size=(_ROWS, _G)).astype(np.float32),
     feedback=np.zeros((_ROWS, 1), np.float32),
     terminal=step == _SESSION - 1,

@@ -1,4 +1,4 @@
-"""Trains IntegratedRL-MTF on a file of logged sessions.
+"""Trains a learner on a file of logged sessions.
 
   python -m experiments.train --dataset=log.npz --out_dir=runs/a --preset=cpu
 
@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from mtf_jax.data import session_log, transitions
 from mtf_jax.learners.base import normalization_from
+from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
 from mtf_jax.training.config import (
@@ -39,9 +40,15 @@ _OUT_DIR = flags.DEFINE_string(
   "out_dir", None, "Checkpoints and metrics go here.", required=True
 )
 _PRESET = flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the run.")
+_LEARNER = flags.DEFINE_enum(
+  "learner", "integrated_rl", list(LEARNERS), "Algorithm."
+)
 _ACTOR = flags.DEFINE_enum("actor", None, ["mlp", "ple"], "Policy network.")
 _CRITIC = flags.DEFINE_enum(
   "critic", None, ["mlp", "box", "box_quadratic"], "Critic network."
+)
+_ENSEMBLE_SIZE = flags.DEFINE_integer(
+  "ensemble_size", None, "Critics of a reward group."
 )
 _NUM_UPDATES = flags.DEFINE_integer("num_updates", None, "Updates in all.")
 _CRITIC_UPDATES = flags.DEFINE_integer(
@@ -51,16 +58,17 @@ _NUM_STEPS = flags.DEFINE_integer(
   "num_steps", None, "Requests that a transition spans, for n-step returns."
 )
 _SEED = flags.DEFINE_integer("seed", None, "Seed of networks and batches.")
-_COEFFICIENT = flags.DEFINE_multi_string(
-  "coefficient",
+_HYPERPARAM = flags.DEFINE_multi_string(
+  "hyperparam",
   [],
-  "A coefficient, as penalty_scale=0.5 or group_weights=1,2; repeatable.",
+  "A number of the learner, as penalty_scale=0.5 or group_weights=1,2;"
+  " repeatable.",
 )
 _ROUND = flags.DEFINE_integer("round", 0, "Round of progressive training.")
 _KEEP = flags.DEFINE_integer("keep", 3, "Checkpoints to keep.")
 
 
-def _coefficients(items: Sequence[str]) -> dict[str, float | tuple[float, ...]]:
+def _hyperparams(items: Sequence[str]) -> dict[str, float | tuple[float, ...]]:
   values = {}
   for item in items:
     name, _, text = item.partition("=")
@@ -68,7 +76,7 @@ def _coefficients(items: Sequence[str]) -> dict[str, float | tuple[float, ...]]:
       numbers = tuple(float(number) for number in text.split(","))
     except ValueError:
       raise ValueError(
-        f"--coefficient: expected name=number[,number], found {item!r}."
+        f"--hyperparam: expected name=number[,number], found {item!r}."
       ) from None
     values[name] = numbers if len(numbers) > 1 else numbers[0]
   return values
@@ -76,13 +84,15 @@ def _coefficients(items: Sequence[str]) -> dict[str, float | tuple[float, ...]]:
 
 def _config() -> TrainConfig:
   given = {
+    "learner": _LEARNER.value,
     "actor": _ACTOR.value,
     "critic": _CRITIC.value,
+    "ensemble_size": _ENSEMBLE_SIZE.value,
     "num_updates": _NUM_UPDATES.value,
     "critic_updates": _CRITIC_UPDATES.value,
     "num_steps": _NUM_STEPS.value,
     "seed": _SEED.value,
-    "hyperparams": _coefficients(_COEFFICIENT.value) or None,
+    "hyperparams": _hyperparams(_HYPERPARAM.value) or None,
   }
   given = {name: value for name, value in given.items() if value is not None}
   return dataclasses.replace(PRESETS[_PRESET.value], **given)
@@ -127,8 +137,8 @@ def main(argv: Sequence[str]) -> None:
     "world": metadata.get("world", ""),
     "round": _ROUND.value,
   }
-  dataset = transitions.n_step_transitions(
-    transitions.device_dataset(log), config.num_steps, config.discount
+  dataset = transitions.device_dataset(
+    log, num_steps=config.num_steps, discount=config.discount
   )
   learner = make_learner(config, dataset)
   network_key, batch_key, example_key = jax.random.split(

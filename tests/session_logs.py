@@ -35,6 +35,7 @@ def log_of(
     action=action,
     box=ActionBox(lower=centre - width, upper=centre + width),
     log_prob=np.zeros(num_rows, np.float32),
+    exploration_held=np.zeros(num_rows, bool),
     reward=reward,
     feedback=np.zeros((num_rows, 2), np.float32),
     terminal=np.asarray(terminal),

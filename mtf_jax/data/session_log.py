@@ -19,7 +19,7 @@ import numpy as np
 from mtf_jax.io import digest, replacing
 from mtf_jax.kernels.exploration import ActionBox
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class SessionLog(NamedTuple):
@@ -37,6 +37,9 @@ class SessionLog(NamedTuple):
     policy without a box (Gaussian noise) logs the limits of valid actions.
   log_prob: float32 `[N]` log density of the action under the policy that
     logged it.
+  exploration_held: bool `[N]` whether the action's deviation was drawn once for
+    the session and held, instead of at this request. The densities of such a
+    session's rows are no longer independent: their sum is not its density.
   reward: float32 `[N, G]` reward of each group for the shown list.
   feedback: float32 `[N, E]` behaviours summed over the shown list.
   terminal: bool `[N]` whether the user left after this request (discount 0).
@@ -50,6 +53,7 @@ class SessionLog(NamedTuple):
   action: chex.Array
   box: ActionBox
   log_prob: chex.Array
+  exploration_held: chex.Array
   reward: chex.Array
   feedback: chex.Array
   terminal: chex.Array
@@ -65,6 +69,7 @@ _FIELDS = {
   "box_lower": (np.float32, "NA"),
   "box_upper": (np.float32, "NA"),
   "log_prob": (np.float32, "N"),
+  "exploration_held": (np.bool_, "N"),
   "reward": (np.float32, "NG"),
   "feedback": (np.float32, "NE"),
   "terminal": (np.bool_, "N"),
@@ -72,6 +77,9 @@ _FIELDS = {
   "session_id": (np.int32, "N"),
   "step": (np.int32, "N"),
 }
+# Flat name -> (first schema version with it, value in files of earlier ones).
+# Before version 2 no file said whether exploration was held.
+_ADDED = {"exploration_held": (2, False)}
 
 
 _HEADER = "header"
@@ -201,6 +209,9 @@ def load_sessions(
 ) -> tuple[SessionLog, dict[str, str]]:
   """Reads and checks a log that `save_sessions` wrote.
 
+  Files of earlier schema versions are read too: version 1 does not know
+  `exploration_held`, which is then False.
+
   Args:
     path: an `.npz` file.
 
@@ -209,8 +220,8 @@ def load_sessions(
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file is damaged, of another schema version, lacks or adds a
-      field, or its rows break the schema (see `validate`).
+    ValueError: the file is damaged, of an unknown schema version, lacks or adds
+      a field, or its rows break the schema (see `validate`).
   """
   try:
     # Opened here: NumPy leaves its own file open when it cannot read it.
@@ -240,17 +251,21 @@ def load_sessions(
     raise ValueError(
       f"{path}: expected a header with schema_version and metadata, found none."
     ) from error
-  if version != SCHEMA_VERSION:
+  if version not in range(1, SCHEMA_VERSION + 1):
     raise ValueError(
-      f"{path}: expected schema version {SCHEMA_VERSION}, found {version}."
+      f"{path}: expected schema version 1 to {SCHEMA_VERSION}, found {version}."
     )
-  if flat.keys() != _FIELDS.keys():
-    missing = sorted(_FIELDS.keys() - flat.keys())
-    unknown = sorted(flat.keys() - _FIELDS.keys())
+  later = {name for name, (since, _) in _ADDED.items() if version < since}
+  expected = _FIELDS.keys() - later
+  if flat.keys() != expected:
+    missing = sorted(expected - flat.keys())
+    unknown = sorted(flat.keys() - expected)
     raise ValueError(
       f"{path}: expected the fields of SessionLog, found {missing} missing and"
       f" {unknown} unknown."
     )
+  for name in later:
+    flat[name] = np.full(flat["terminal"].shape, _ADDED[name][1])
   log = _unflatten(flat)
   try:
     validate(log)

@@ -23,12 +23,14 @@ class Transition(NamedTuple):
   action_tm1: float32 `[A]` logged action.
   box_tm1: float32 `[A]` bounds at the request.
   r_t: float32 `[G]` rewards that followed; with several steps, see
-    `n_step_transitions`, their discounted sum.
+    `dataset_from`, their discounted sum.
   discount_t: float32 scalar, 0 where the user left, else the discount of all
     steps but one, 1 for one step: the learner multiplies it by its factor.
   observation_t: float32 `[S]` features of the request that follows, arbitrary
     where `discount_t` is 0.
   box_t: float32 `[A]` bounds there, likewise.
+  log_prob_tm1: float32 scalar, log density of `action_tm1` under the policy
+    that logged it; None where a caller has no use for it.
   """
 
   observation_tm1: chex.Array
@@ -38,12 +40,35 @@ class Transition(NamedTuple):
   discount_t: chex.Array
   observation_t: chex.Array
   box_t: ActionBox
+  log_prob_tm1: chex.Array | None = None
+
+
+class Rows(NamedTuple):
+  """Rows that transitions are made of, `[N, ...]`, on the device.
+
+  observation, action, box, log_prob, exploration_held, reward, terminal,
+    bootstrap_only, step: the fields of `SessionLog`.
+  valid: bool, whether the row exists. Rows of a round keep the places of
+    requests that did not take place, so that every round has one shape.
+  """
+
+  observation: jax.Array
+  action: jax.Array
+  box: ActionBox
+  log_prob: jax.Array
+  exploration_held: jax.Array
+  reward: jax.Array
+  terminal: jax.Array
+  bootstrap_only: jax.Array
+  step: jax.Array
+  valid: jax.Array
 
 
 class TransitionDataset(NamedTuple):
   """Rows of a log on the device, ready to be drawn from inside jit.
 
-  observation, action, box: the fields of `SessionLog`.
+  observation, action, box, log_prob, exploration_held: the fields of
+    `SessionLog`.
   reward, discount, next_row: float32 `[N, G]`, float32 `[N]`, int32 `[N]`:
     `r_t` and `discount_t` of the transition that starts at a row, and the row
     of its `observation_t`.
@@ -56,6 +81,8 @@ class TransitionDataset(NamedTuple):
   observation: jax.Array
   action: jax.Array
   box: ActionBox
+  log_prob: jax.Array
+  exploration_held: jax.Array
   reward: jax.Array
   discount: jax.Array
   next_row: jax.Array
@@ -63,122 +90,190 @@ class TransitionDataset(NamedTuple):
   num_transitions: jax.Array
 
 
-def one_step_transitions(terminal: chex.Array) -> tuple[jax.Array, jax.Array]:
-  """`discount` and `next_row` of transitions of one step.
+# What the end of a session means that the log cut, see `dataset_from`.
+CUTS = ("bootstrap", "drop", "end")
+
+
+def rows_from(log: SessionLog, valid: chex.Array | None = None) -> Rows:
+  """The part of a log that transitions are made of, on the device.
 
   Args:
-    terminal: bool `[N]`, of `SessionLog`.
+    log: rows in order, NumPy or JAX arrays.
+    valid: bool `[N]`, which rows exist; all of them if omitted.
 
   Returns:
-    float32 `[N]`, 0 at a session's end, and int32 `[N]`, the row after.
+    The rows.
   """
-  row = jnp.arange(terminal.shape[0], dtype=jnp.int32)
-  # The log's very last row has no next one; there the discount is 0.
-  following = jnp.minimum(row + 1, terminal.shape[0] - 1)
-  return jnp.where(terminal, 0.0, 1.0).astype(jnp.float32), following
+  if valid is None:
+    valid = np.ones(np.shape(log.terminal), bool)
+  fields: dict[str, Any] = {
+    name: getattr(log, name) for name in Rows._fields if name != "valid"
+  }
+  return jax.tree.map(jnp.asarray, Rows(**fields, valid=jnp.asarray(valid)))
 
 
-def n_step_transitions(
-  dataset: TransitionDataset, num_steps: int, discount: chex.Numeric
+def dataset_from(
+  rows: Rows,
+  *,
+  cut: str = "bootstrap",
+  num_steps: int = 1,
+  discount: chex.Numeric = 1.0,
 ) -> TransitionDataset:
-  """Transitions over several requests, for `n`-step returns.
+  """Transitions of logged sessions, without leaving the device.
 
-  A transition takes up to `num_steps` requests of its session: `r_t = sum_{i <
-  k} discount^i r_{t+i+1}`, then `discount_t = discount^(k-1)` and the state
-  after `k` requests, `k` being smaller only where the session ends or the log
-  breaks off. The actions in between are those logged, so that the target
-  follows the policy that logged them for `k` requests.
+  The one road from rows to transitions, for a file and for a round alike; the
+  caller vmaps. A row follows another if its `step` is one more: sessions count
+  from 0, so that the row after a session's last one never is.
+
+  Over several requests a transition takes up to `num_steps` of its session:
+  `r_t = sum_{i < k} discount^i r_{t+i+1}`, then `discount_t = discount^(k-1)`
+  and the state after `k` requests, `k` being smaller only where the session
+  ends or the log breaks off. The actions in between are those logged, so that
+  the target follows the policy that logged them for `k` requests.
 
   Args:
-    dataset: of transitions of one step.
-    num_steps: n, static.
-    discount: gamma, scalar in [0, 1], that of the learner.
+    rows: of `rows_from`.
+    cut: what follows the last request of a session that the log cut, static.
+      "bootstrap": the stored final observation (`bootstrap_only`); where there
+      is none, no transition starts from that request. "drop": no transition
+      starts from it. "end": nothing (discount 0), as if the user had left.
+    num_steps: n of n-step returns, static.
+    discount: gamma, scalar in [0, 1], that of the learner; not used with one
+      step.
 
   Returns:
-    The dataset, with the same rows.
+    The dataset, with the same rows. Those that do not exist, or that no
+    transition starts from, are never drawn.
 
   Raises:
-    ValueError: `num_steps` below 1.
+    ValueError: `cut` is none of `CUTS`, or `num_steps` is below 1.
   """
+  if cut not in CUTS:
+    raise ValueError(f"cut: expected one of {', '.join(CUTS)}, found {cut!r}.")
   if num_steps < 1:
     raise ValueError(f"num_steps: expected 1 or more, found {num_steps}.")
-  if num_steps == 1:
-    return dataset
-  none: Any = ()
-  # Observations and actions stay outside jit, which would copy them.
-  reward, weight, next_row = _n_step_transitions(
-    dataset._replace(observation=none, action=none, box=none),
-    num_steps,
-    discount,
+  # What is only handed on stays outside jit, which would copy it.
+  weight, next_row, start_row, num_transitions = _one_step(
+    rows.terminal, rows.bootstrap_only, rows.step, rows.valid, cut
   )
-  return dataset._replace(reward=reward, discount=weight, next_row=next_row)
+  reward = rows.reward
+  if num_steps > 1:
+    reward, weight, next_row = _n_step(
+      reward,
+      weight,
+      next_row,
+      start_row,
+      num_transitions,
+      discount,
+      num_steps,
+    )
+  return TransitionDataset(
+    observation=rows.observation,
+    action=rows.action,
+    box=rows.box,
+    log_prob=rows.log_prob,
+    exploration_held=rows.exploration_held,
+    reward=reward,
+    discount=weight,
+    next_row=next_row,
+    start_row=start_row,
+    num_transitions=num_transitions,
+  )
+
+
+@functools.partial(jax.jit, static_argnames="cut")
+def _one_step(
+  terminal: chex.Array,
+  bootstrap_only: chex.Array,
+  step: chex.Array,
+  valid: chex.Array,
+  cut: str,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """The last four fields of a dataset of one step, `reward` being the log's."""
+  num_rows = terminal.shape[0]
+  # The log's very last row has no next one; its own step is not one more.
+  following = jnp.minimum(
+    jnp.arange(1, num_rows + 1, dtype=jnp.int32), num_rows - 1
+  )
+  request = valid & ~bootstrap_only
+  known = valid[following] & (step[following] == step + 1)
+  goes_on = known & ~bootstrap_only[following]
+  if cut == "bootstrap":
+    starts = request & (terminal | known)
+  elif cut == "drop":
+    starts = request & (terminal | goes_on)
+  else:
+    starts = request
+    terminal = terminal | (request & ~goes_on)
+  (start_row,) = jnp.nonzero(starts, size=num_rows, fill_value=0)
+  return (
+    jnp.where(terminal, 0.0, 1.0).astype(jnp.float32),
+    following,
+    start_row.astype(jnp.int32),
+    jnp.sum(starts, dtype=jnp.int32),
+  )
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
-def _n_step_transitions(
-  dataset: TransitionDataset, num_steps: int, discount: chex.Numeric
+def _n_step(
+  reward: chex.Array,
+  weight: chex.Array,
+  following: chex.Array,
+  start_row: chex.Array,
+  num_transitions: chex.Array,
+  discount: chex.Numeric,
+  num_steps: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`reward`, `discount` and `next_row` of two steps or more."""
-  num_rows = dataset.discount.shape[0]
+  num_rows = weight.shape[0]
   place = jnp.arange(num_rows, dtype=jnp.int32)
   # Padded entries write a row that is written anyway.
-  drawn = jnp.where(
-    place < dataset.num_transitions, dataset.start_row, dataset.start_row[0]
-  )
+  drawn = jnp.where(place < num_transitions, start_row, start_row[0])
   starts = jnp.zeros((num_rows,), jnp.bool_).at[drawn].set(True)
-  following = dataset.next_row
   # A row that no transition starts from has nothing to add.
-  goes_on = (dataset.discount > 0) & starts[following]
+  goes_on = (weight > 0) & starts[following]
 
   def longer(_, found):
-    reward, weight, next_row = found
+    sum_after, weight_after, row_after = found
     further = jnp.where(goes_on, discount, 0).astype(reward.dtype)
     return (
-      dataset.reward + further[:, None] * reward[following],
-      jnp.where(goes_on, further * weight[following], dataset.discount),
-      jnp.where(goes_on, next_row[following], following),
+      reward + further[:, None] * sum_after[following],
+      jnp.where(goes_on, further * weight_after[following], weight),
+      jnp.where(goes_on, row_after[following], following),
     )
 
-  start = (dataset.reward, dataset.discount, following)
+  start = (reward, weight, following)
   return jax.lax.fori_loop(0, num_steps - 1, longer, start)
 
 
-def device_dataset(log: SessionLog) -> TransitionDataset:
+def device_dataset(
+  log: SessionLog,
+  *,
+  cut: str = "bootstrap",
+  num_steps: int = 1,
+  discount: chex.Numeric = 1.0,
+) -> TransitionDataset:
   """Puts the rows that a learner needs on the default device.
 
   Args:
     log: a valid log.
+    cut, num_steps, discount: as in `dataset_from`.
 
   Returns:
-    The dataset. Rows that are no transition (`bootstrap_only`, and the last row
-    of a session cut without a known next observation) are never drawn.
+    The dataset.
 
   Raises:
-    ValueError: the log has no transition.
+    ValueError: as `dataset_from`, or the log has no transition.
   """
-  terminal = np.asarray(log.terminal)
-  session_id = np.asarray(log.session_id)
-  has_next = np.zeros(terminal.shape, bool)
-  has_next[:-1] = session_id[1:] == session_id[:-1]
-  rows = np.flatnonzero(terminal | has_next)
-  if not rows.size:
+  dataset = dataset_from(
+    rows_from(log), cut=cut, num_steps=num_steps, discount=discount
+  )
+  if not dataset.num_transitions:
     raise ValueError(
       "log: expected at least one transition, found none in"
-      f" {terminal.size} rows."
+      f" {dataset.discount.shape[0]} rows."
     )
-  start_row = np.zeros(terminal.shape, np.int32)
-  start_row[: rows.size] = rows
-  discount, next_row = one_step_transitions(jnp.asarray(terminal))
-  return TransitionDataset(
-    observation=jnp.asarray(log.observation),
-    action=jnp.asarray(log.action),
-    box=jax.tree.map(jnp.asarray, log.box),
-    reward=jnp.asarray(log.reward),
-    discount=discount,
-    next_row=next_row,
-    start_row=jnp.asarray(start_row),
-    num_transitions=jnp.asarray(rows.size, jnp.int32),
-  )
+  return dataset
 
 
 def sample_transitions(
@@ -205,4 +300,5 @@ def sample_transitions(
     discount_t=dataset.discount[row],
     observation_t=dataset.observation[next_row],
     box_t=jax.tree.map(lambda bound: bound[next_row], dataset.box),
+    log_prob_tm1=dataset.log_prob[row],
   )

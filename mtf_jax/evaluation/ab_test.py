@@ -4,7 +4,6 @@ Letters: `B` sessions, `T` requests, `O` outcomes.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -18,6 +17,7 @@ from mtf_jax.evaluation.statistics import paired_comparison
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.returns import ExpectedRewards
+from mtf_jax.worlds.rollout import ObserveFn
 from mtf_jax.worlds.world import World
 
 OUTCOMES = ("valid", "play_seconds", "hate")
@@ -59,7 +59,7 @@ def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "look")
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "observe_fn")
 )
 def judge(
   rng_key: chex.PRNGKey,
@@ -69,7 +69,7 @@ def judge(
   params: Any,
   num_sessions: int,
   max_requests: int,
-  look: Callable = env.observe,
+  observe_fn: ObserveFn = env.observe,
   held: chex.Numeric = False,
 ) -> Judged:
   """Runs a policy; one key gives every policy the same users and noise.
@@ -82,8 +82,9 @@ def judge(
     params: its parameters.
     num_sessions: `B`, static.
     max_requests: `T`, static.
-    look: what the policy sees, static.
-    held: whether exploration is held over a session.
+    observe_fn: what the policy sees, static.
+    held: whether exploration is held over a session; not static, so that both
+      kinds are judged by one program.
 
   Returns:
     Expected outcomes by session.
@@ -92,7 +93,15 @@ def judge(
 
   def one(world_key, policy_key):
     returns = returns_lib.session_return(
-      world, table, act, params, max_requests, look, world_key, policy_key, held
+      world,
+      table,
+      act,
+      params,
+      max_requests,
+      observe_fn,
+      world_key,
+      policy_key,
+      held,
     )
     return env.reset(world_key, world).user, returns
 

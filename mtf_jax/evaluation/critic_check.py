@@ -39,11 +39,12 @@ import numpy as np
 
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.tables import Table
-from mtf_jax.policies import Act, Decision
+from mtf_jax.policies import Act, Decision, is_held
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.env import SessionState
 from mtf_jax.worlds.returns import ExpectedRewards
+from mtf_jax.worlds.rollout import scan_requests
 from mtf_jax.worlds.world import World
 
 # States continued at once: bounds the memory.
@@ -61,14 +62,14 @@ class Effort(NamedTuple):
   sessions: sessions that the states are drawn from.
   max_requests: `T` of these sessions and of their continuations, as in the log:
     a cut session counts as ended there.
-  held: whether exploration is held over a session, see `rollout.rollout`.
+  exploration: "session" or "request", as it was logged, see `rollout.rollout`.
   """
 
   states: int = 2048
   continuations: int = 8
   sessions: int = 4096
   max_requests: int = 16
-  held: bool = True
+  exploration: str = "session"
 
 
 class Compared(NamedTuple):
@@ -94,16 +95,22 @@ def _visited(
   """
   world_key, policy_key, row_key = jax.random.split(rng_key, 3)
 
-  def one(world_key, policy_key):
-    def request(state, _):
-      key = policy_key
-      if not effort.held:
-        key = jax.random.fold_in(policy_key, state.step)
-      action = act(params, env.observe(world, state), key).action
-      return env.step(world, state, action)[0], (state, key)
+  held = is_held(effort.exploration)
 
-    start = env.reset(world_key, world)
-    return jax.lax.scan(request, start, length=effort.max_requests)[1]
+  def emit(_, request):
+    return None, (request.state, request.key)
+
+  def one(world_key, policy_key):
+    return scan_requests(
+      world,
+      act,
+      params,
+      env.reset(world_key, world),
+      policy_key,
+      emit,
+      max_requests=effort.max_requests,
+      held=held,
+    )[2]
 
   visited = jax.vmap(one)(
     jax.random.split(world_key, effort.sessions),
@@ -190,7 +197,7 @@ def compare_with_returns(
       """The policy, or its deviation of before: the same draw, the same side."""
       mirror, hold = params
       own = act(target, observation, rng_key)
-      # The key is used again on purpose, as in `rollout.rollout`.
+      # The key is used again on purpose, as in `policies.request_key`.
       held = act(holding, observation, action_key)
       side = jnp.where(mirror, _mirrored(held), held.action)
       return own._replace(action=jnp.where(hold, side, own.action))

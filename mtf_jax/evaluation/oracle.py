@@ -12,7 +12,6 @@ References:
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -21,10 +20,11 @@ import jax.numpy as jnp
 import optax
 
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.policies import Decision
+from mtf_jax.policies import Decision, fixed_action
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.returns import ExpectedRewards
+from mtf_jax.worlds.rollout import ObserveFn, scan_requests
 from mtf_jax.worlds.world import World
 
 
@@ -33,7 +33,8 @@ class LinearPolicy(NamedTuple):
 
   weights: `[A, 1 + S]`.
   mean: `[S]`.
-  scale: `[S]`, infinite where the policy must not look.
+  scale: `[S]`, infinite where the policy must not look, see
+    `blinded`.
   lower, upper: `[A]` bounds of the action.
   """
 
@@ -62,24 +63,32 @@ def linear_act(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("look", "num_sessions", "max_requests")
+  jax.jit, static_argnames=("observe_fn", "num_sessions", "max_requests")
 )
 def _observed_moments(
   world: World,
   action: chex.Array,
-  look: Callable,
+  observe_fn: ObserveFn,
   num_sessions: int,
   max_requests: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Mean and deviation `[S]` of what is observed while `action` is served."""
 
-  def one(key):
-    def request(state, _):
-      following, _ = env.step(world, state, action)
-      return following, (look(world, state), state.active)
+  def emit(_, request):
+    return None, (request.observation, request.state.active)
 
-    start = env.reset(key, world)
-    return jax.lax.scan(request, start, length=max_requests)[1]
+  def one(key):
+    return scan_requests(
+      world,
+      fixed_action,
+      action,
+      env.reset(key, world),
+      # A fixed action does not use it.
+      key,
+      emit,
+      max_requests=max_requests,
+      observe_fn=observe_fn,
+    )[2]
 
   keys = jax.random.split(jax.random.key(20), num_sessions)
   seen, active = jax.vmap(one)(keys)
@@ -92,10 +101,9 @@ def _observed_moments(
 
 def start_policy(
   world: World,
-  look: Callable,
+  observe_fn: ObserveFn,
   action: chex.Array,
   half_width: float,
-  blind: bool,
   num_sessions: int = 1024,
   max_requests: int = 6,
 ) -> LinearPolicy:
@@ -103,11 +111,10 @@ def start_policy(
 
   Args:
     world: the world.
-    look: `env.observe` or `env.privileged_observation`.
+    observe_fn: `env.observe` or `env.privileged_observation`.
     action: `[A]` where to start.
     half_width: how far each component may go from `action`; the valid range
       [-1, 1] holds as well.
-    blind: whether the policy must not look at anything.
     num_sessions: sessions that the scaling is taken from.
     max_requests: requests of each.
 
@@ -116,17 +123,24 @@ def start_policy(
   """
 
   mean, scale = _observed_moments(
-    world, action, look, num_sessions, max_requests
+    world, action, observe_fn, num_sessions, max_requests
   )
-  scale = jnp.full_like(scale, jnp.inf) if blind else jnp.maximum(scale, 1e-3)
   weights = jnp.zeros((action.shape[0], 1 + mean.shape[0]), jnp.float32)
   return LinearPolicy(
     weights=weights.at[:, 0].set(action),
     mean=mean,
-    scale=scale,
+    scale=jnp.maximum(scale, 1e-3),
     lower=jnp.maximum(action - half_width, -1.0),
     upper=jnp.minimum(action + half_width, 1.0),
   )
+
+
+def blinded(policy: LinearPolicy) -> LinearPolicy:
+  """The policy without sight: `optimise` then finds one action for everybody.
+
+  Of the same shape, so that it shares the programs of the one that sees.
+  """
+  return policy._replace(scale=jnp.full_like(policy.scale, jnp.inf))
 
 
 class Search(NamedTuple):
@@ -144,7 +158,9 @@ class Search(NamedTuple):
   learning_rate: float = 0.03
 
 
-@functools.partial(jax.jit, static_argnames=("search", "max_requests", "look"))
+@functools.partial(
+  jax.jit, static_argnames=("search", "max_requests", "observe_fn")
+)
 def optimise(
   rng_key: chex.PRNGKey,
   world: World,
@@ -152,7 +168,7 @@ def optimise(
   policy: LinearPolicy,
   search: Search,
   max_requests: int,
-  look: Callable,
+  observe_fn: ObserveFn,
 ) -> LinearPolicy:
   """Ascends the true session return with an evolution strategy.
 
@@ -167,7 +183,7 @@ def optimise(
     policy: where to start.
     search: effort, static.
     max_requests: requests of a session, static.
-    look: what the policy sees, static.
+    observe_fn: what the policy sees, static.
 
   Returns:
     The policy with the mean of the last half of the weights.
@@ -189,7 +205,7 @@ def optimise(
       linear_act,
       policy._replace(weights=weights),
       max_requests,
-      look,
+      observe_fn,
       world_key,
       policy_key,
     )

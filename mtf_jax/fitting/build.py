@@ -23,11 +23,13 @@ from mtf_jax.data.behaviours import (
 )
 from mtf_jax.fitting.population import load_population
 from mtf_jax.kernels.fusion import FusionSpec
+from mtf_jax.policies import fixed_action
 from mtf_jax.worlds import env
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds import satisfaction as satisfaction_lib
 from mtf_jax.worlds.leaving import LEAVING_MODELS, make_leaving
 from mtf_jax.worlds.response import ResponseModel
+from mtf_jax.worlds.rollout import scan_requests
 from mtf_jax.worlds.satisfaction import Satisfaction
 from mtf_jax.worlds.scores import ScoreTables
 from mtf_jax.worlds.world import World, default_group_weights
@@ -282,33 +284,34 @@ def _default_slates(
   num_users = world.pool.shape[0]
   action = jnp.zeros((world.num_actions,), jnp.float32)
 
+  def emit(_, request):
+    user, result = request.state.user, request.result
+    expected = response_lib.expected_responses(
+      world.response, user, result.items
+    )
+    interest = response_lib.interest(world.response, user, result.items)
+    duration = world.response.duration[result.items]
+    duration = jnp.log(
+      jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
+    )
+    used_to = satisfaction_lib.item_satisfaction(
+      world.satisfaction, user, result.items, expected, jnp.zeros(())
+    )
+    return None, (interest, duration, result.satisfaction, used_to, expected)
+
   def one(key, user):
-    state = env.reset(key, world)._replace(user=user)
-
-    def request(state, _):
-      # Leaving is undone: a marginal must not depend on the leaving model.
-      following, result = env.step(world, state, action)
-      following = following._replace(active=jnp.ones((), jnp.bool_))
-      expected = response_lib.expected_responses(
-        world.response, user, result.items
-      )
-      interest = response_lib.interest(world.response, user, result.items)
-      duration = world.response.duration[result.items]
-      duration = jnp.log(
-        jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
-      )
-      used_to = satisfaction_lib.item_satisfaction(
-        world.satisfaction, user, result.items, expected, jnp.zeros(())
-      )
-      return following, (
-        interest,
-        duration,
-        result.satisfaction,
-        used_to,
-        expected,
-      )
-
-    return jax.lax.scan(request, state, length=max_requests)[1]
+    return scan_requests(
+      world,
+      fixed_action,
+      action,
+      env.reset(key, world)._replace(user=user),
+      # A fixed action does not use it.
+      key,
+      emit,
+      max_requests=max_requests,
+      # A marginal must not depend on the leaving model.
+      leaving=False,
+    )[2]
 
   keys = jax.random.split(rng_key, num_users)
   users = jnp.arange(num_users, dtype=jnp.int32)

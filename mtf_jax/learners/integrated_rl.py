@@ -35,7 +35,7 @@ from mtf_jax.learners.base import Learner, Normalization, Policy, descend
 from mtf_jax.networks import Actor, Critic
 
 
-class Coefficients(NamedTuple):
+class Hyperparams(NamedTuple):
   """Numbers of the algorithm: leaves of the state, so none of them recompiles.
 
   [1] gives the discount; the other values are ours.
@@ -74,7 +74,7 @@ class State(NamedTuple):
   actor_params, critic_params: as the networks' `init` made them.
   target_actor_params, target_critic_params: their slow copies.
   actor_optimizer, critic_optimizer: Adam's moments.
-  coefficients: the numbers of the algorithm, each a float32 leaf.
+  hyperparams: the numbers of the algorithm, each a float32 leaf.
   normalization: of the observations.
   """
 
@@ -84,7 +84,7 @@ class State(NamedTuple):
   target_critic_params: Any
   actor_optimizer: Any
   critic_optimizer: Any
-  coefficients: Coefficients
+  hyperparams: Hyperparams
   normalization: Normalization
 
 
@@ -153,7 +153,7 @@ def integrated_rl(
     The learner.
 
   Raises:
-    ValueError: at `init`, a coefficient out of range or of a wrong shape; at
+    ValueError: at `init`, a hyperparameter out of range or of a wrong shape; at
       `update`, a batch that `critic_updates` does not divide.
   """
   base.check_critic_updates(critic_updates)
@@ -161,21 +161,21 @@ def integrated_rl(
   def init(
     rng_key: chex.PRNGKey,
     example: Transition,
-    coefficients: Coefficients | None = None,
+    hyperparams: Hyperparams | None = None,
     normalization: Normalization | None = None,
   ) -> State:
-    coefficients = Coefficients() if coefficients is None else coefficients
-    base.check_ranges(coefficients, _BOUNDS)
+    hyperparams = Hyperparams() if hyperparams is None else hyperparams
+    base.check_ranges(hyperparams, _BOUNDS)
     observation = jnp.asarray(example.observation_tm1)
     dtype = observation.dtype
     (num_groups,) = example.r_t.shape
     # Copies: a state is donated, and the caller may use these again.
-    coefficients = jax.tree.map(
-      lambda value: jnp.array(value, dtype), coefficients
+    hyperparams = jax.tree.map(
+      lambda value: jnp.array(value, dtype), hyperparams
     )
-    coefficients = coefficients._replace(
-      group_weights=jnp.broadcast_to(coefficients.group_weights, num_groups),
-      reward_shift=jnp.broadcast_to(coefficients.reward_shift, num_groups),
+    hyperparams = hyperparams._replace(
+      group_weights=jnp.broadcast_to(hyperparams.group_weights, num_groups),
+      reward_shift=jnp.broadcast_to(hyperparams.reward_shift, num_groups),
     )
     actor_key, critic_key = jax.random.split(rng_key)
     actor_params = actor.init(actor_key, observation)
@@ -190,14 +190,14 @@ def integrated_rl(
       target_critic_params=jax.tree.map(jnp.copy, critic_params),
       actor_optimizer=base.start_optimizer(actor_params),
       critic_optimizer=base.start_optimizer(critic_params),
-      coefficients=coefficients,
+      hyperparams=hyperparams,
       normalization=base.own_normalization(normalization, observation),
     )
 
   def update_critic(
     state: State, batch: Transition
   ) -> tuple[State, dict[str, jax.Array]]:
-    numbers = state.coefficients
+    numbers = state.hyperparams
     action_t = actor.apply(state.target_actor_params, batch.observation_t)
     exceedance_t = jax.vmap(exceedance)(action_t, batch.box_t)
     weight_t = jax.vmap(bootstrap_weight, in_axes=(0, None))(
@@ -259,7 +259,7 @@ def integrated_rl(
   def update_actor(
     state: State, batch: Transition
   ) -> tuple[State, dict[str, jax.Array]]:
-    numbers = state.coefficients
+    numbers = state.hyperparams
 
     def loss_fn(params):
       action = actor.apply(params, batch.observation_tm1)

@@ -28,7 +28,7 @@ def _bc(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
 
 LEARNERS = {
   "integrated_rl": Entry(
-    integrated_rl.integrated_rl, integrated_rl.Coefficients
+    integrated_rl.integrated_rl, integrated_rl.Hyperparams
   ),
   "bc": Entry(_bc, bc.Hyperparams),
   "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),

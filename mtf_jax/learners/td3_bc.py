@@ -204,7 +204,9 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
       rng_key=noise_key,
     )
 
-  def update_critic(state: State, batch: Transition):
+  def update_critic(
+    state: State, batch: Transition
+  ) -> tuple[State, dict[str, jax.Array]]:
     numbers = state.hyperparams
     rng_key, noise_key = jax.random.split(state.rng_key)
     action_t = actor.apply(state.target_actor_params, batch.observation_t)
@@ -252,7 +254,9 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
     }
     return state, metrics
 
-  def update_actor(state: State, batch: Transition):
+  def update_actor(
+    state: State, batch: Transition
+  ) -> tuple[State, dict[str, jax.Array]]:
     numbers = state.hyperparams
 
     def loss_fn(params):

@@ -18,7 +18,7 @@ from absl import logging
 
 from mtf_jax import io
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: a state held `coefficients`, not `hyperparams`.
 
 
 class CheckpointError(RuntimeError):

@@ -27,7 +27,8 @@ class TrainConfig:
   chunk_size: updates of one dispatch; divides `num_updates`.
   checkpoint_every: updates between checkpoints, a multiple of `chunk_size`.
   seed: of the networks' start and of the batches.
-  hyperparams: field of the learner's hyperparameters -> number, or tuple with one per group.
+  hyperparams: field of the learner's hyperparameters -> number, or tuple with
+    one per group.
   """
 
   learner: str = "integrated_rl"
@@ -101,7 +102,17 @@ class TrainConfig:
 
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
-    """The configuration that `to_json` wrote."""
+    """The configuration that `to_json` wrote.
+
+    Raises:
+      ValueError: it has not these fields; another version wrote it.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    if set(values) != names:
+      raise ValueError(
+        f"train: expected the fields {', '.join(sorted(names))}, found"
+        f" {', '.join(sorted(values))}; another version wrote them."
+      )
     hyperparams = {
       name: tuple(value) if isinstance(value, list) else value
       for name, value in values["hyperparams"].items()

@@ -232,9 +232,9 @@ def train_many(
   chunk_size: int = 100,
   on_chunk: Callable[[TrainState, Any], None] | None = None,
 ) -> TrainState:
-  """Trains `R` runs at once: seeds, coefficients, or both.
+  """Trains `R` runs at once: seeds, hyperparameters, or both.
 
-  `state` has a leading axis `R` on every leaf, coefficients and keys among
+  `state` has a leading axis `R` on every leaf, hyperparameters and keys among
   them. `dataset` is one for all runs, or has the axis as well: one for each. A
   run that meets a value that is not finite stays at its last good
   state, is named in the log, and has `healthy` False in the result; the others

@@ -134,7 +134,7 @@ class NegativeTargetWarning:
       self._warned = True
       logging.warning(
         "%.2g of the bootstrapped targets are negative: there the bootstrap"
-        " weight rewards leaving the box. Shift the rewards (coefficient"
+        " weight rewards leaving the box. Shift the rewards (hyperparameter"
         " reward_shift) so that returns are not negative.",
         share,
       )

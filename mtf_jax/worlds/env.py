@@ -230,7 +230,25 @@ def respond(
 def serve(
   world: World, state: SessionState, action: jax.Array
 ) -> tuple[jax.Array, SessionState, StepResult]:
-  """Ranks, shows, lets the user react: `(slots [L], state, result)`."""
+  """Ranks, shows, lets the user react; nobody leaves, see `leave`.
+
+  Args:
+    world: the world.
+    state: the session, which is taken to be going on.
+    action: `[A]` normalised action, see `fusion.weights_from_action`.
+
+  Returns:
+    Places `[L]` of the shown items in the user's pool, the state after the
+    request and what it brought.
+
+  Raises:
+    ValueError: the action's shape or dtype is wrong.
+  """
+  if jnp.shape(action) != (world.num_actions,):
+    raise ValueError(
+      f"action: expected shape ({world.num_actions},), found"
+      f" {jnp.shape(action)}."
+    )
   slots = candidate_slots(world, state)
   weights = fusion.weights_from_action(action, world.fusion_spec)
   log_scores = fusion.fused_log_score(
@@ -257,6 +275,28 @@ def stays(state: SessionState, leave_prob: jax.Array) -> jax.Array:
   return chance >= leave_prob
 
 
+def leave(
+  state: SessionState, following: SessionState, result: StepResult
+) -> tuple[SessionState, StepResult]:
+  """Lets the user leave, or not, after a request that was served.
+
+  Args:
+    state: the session before the request.
+    following, result: of `serve`.
+
+  Returns:
+    Both as the session goes. One that had ended stays as it was, with zeros.
+  """
+  still_there = stays(state, result.leave_prob)
+  following = following._replace(active=still_there)
+  result = result._replace(terminal=~still_there)
+  keep = functools.partial(jnp.where, state.active)
+  return (
+    jax.tree.map(keep, following, state),
+    jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), result),
+  )
+
+
 def step(
   world: World, state: SessionState, action: chex.Array
 ) -> tuple[SessionState, StepResult]:
@@ -274,20 +314,8 @@ def step(
   Raises:
     ValueError: the action's shape or dtype is wrong.
   """
-  if jnp.shape(action) != (world.num_actions,):
-    raise ValueError(
-      f"action: expected shape ({world.num_actions},), found"
-      f" {jnp.shape(action)}."
-    )
   _, following, result = serve(world, state, action)
-  still_there = stays(state, result.leave_prob)
-  following = following._replace(active=still_there)
-  result = result._replace(terminal=~still_there)
-  keep = functools.partial(jnp.where, state.active)
-  return (
-    jax.tree.map(keep, following, state),
-    jax.tree.map(lambda x: keep(x, jnp.zeros_like(x)), result),
-  )
+  return leave(state, following, result)
 
 
 def privileged_observation(world: World, state: SessionState) -> jax.Array:

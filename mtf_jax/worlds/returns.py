@@ -5,7 +5,6 @@ Letters: `B` sessions, `T` requests, `W` users of the population table, `P` pool
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -14,15 +13,8 @@ import jax.numpy as jnp
 
 from mtf_jax.policies import Act
 from mtf_jax.worlds import response as response_lib
-from mtf_jax.worlds.env import (
-  SessionState,
-  observe,
-  privileged_observation,
-  reset,
-  serve,
-  stays,
-)
-from mtf_jax.worlds.rollout import session_keys
+from mtf_jax.worlds.env import SessionState, observe, reset, stays
+from mtf_jax.worlds.rollout import ObserveFn, scan_requests, session_keys
 from mtf_jax.worlds.world import World
 
 
@@ -81,7 +73,7 @@ class SessionReturns(NamedTuple):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "privileged")
+  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "observe_fn")
 )
 def session_returns(
   rng_key: chex.PRNGKey,
@@ -91,7 +83,7 @@ def session_returns(
   params: Any,
   num_sessions: int,
   max_requests: int,
-  privileged: bool = False,
+  observe_fn: ObserveFn = observe,
 ) -> SessionReturns:
   """Undiscounted returns of a policy's sessions, with little noise.
 
@@ -109,18 +101,17 @@ def session_returns(
     params: the policy's parameters.
     num_sessions: `B`, static.
     max_requests: `T`, static.
-    privileged: whether `act` sees the hidden state too, see
-      `privileged_observation`; for bounds that no policy can reach.
+    observe_fn: what the policy sees, static; `env.privileged_observation` for
+      bounds that no policy can reach.
 
   Returns:
     The sums per session.
   """
   world_keys, policy_keys = session_keys(rng_key, num_sessions)
-  look = privileged_observation if privileged else observe
 
   def one(world_key, policy_key):
     return session_return(
-      world, table, act, params, max_requests, look, world_key, policy_key
+      world, table, act, params, max_requests, observe_fn, world_key, policy_key
     )
 
   return jax.vmap(one)(world_keys, policy_keys)
@@ -132,36 +123,47 @@ def session_return(
   act: Act,
   params: Any,
   max_requests: int,
-  look: Callable[[World, SessionState], jax.Array],
+  observe_fn: ObserveFn,
   world_key: chex.PRNGKey,
   policy_key: chex.PRNGKey,
   held: chex.Numeric = False,
 ) -> SessionReturns:
-  """One session of `session_returns`; `look` makes the observation.
+  """One session of `session_returns`.
 
-  `held` is whether exploration is held over the session, as in `rollout`.
+  `held` is whether exploration is held over the session, not static. A policy
+  takes the actions that `rollout` logs with the same keys.
   """
 
-  def request(carry, _):
-    state, reached, present, sums = carry
-    key = jax.random.fold_in(policy_key, jnp.where(held, 0, state.step))
-    action = act(params, look(world, state), key).action
-    slots, following, result = serve(world, state, action)
-    expected = table.reward[table.row[state.user], slots]
+  def emit(carry, request):
+    reached, present, sums = carry
+    user, leave_prob = request.state.user, request.result.leave_prob
+    expected = table.reward[table.row[user], request.slots]
     sums = SessionReturns(
       expected=sums.expected + reached * jnp.sum(expected, axis=0),
-      sampled=sums.sampled + present * result.reward,
+      sampled=sums.sampled + present * request.result.reward,
       requests=sums.requests + reached,
     )
-    reached = reached * (1.0 - result.leave_prob)
-    present = jnp.where(stays(state, result.leave_prob), present, 0.0)
-    return (following, reached, present, sums), None
+    reached = reached * (1.0 - leave_prob)
+    present = jnp.where(stays(request.state, leave_prob), present, 0.0)
+    return (reached, present, sums), None
 
   one = jnp.ones((), jnp.float32)
   zeros = jnp.zeros((world.group_weights.shape[0],), jnp.float32)
   start = SessionReturns(zeros, zeros, jnp.zeros((), jnp.float32))
-  carry = (reset(world_key, world), one, one, start)
-  return jax.lax.scan(request, carry, length=max_requests)[0][3]
+  _, (_, _, sums), _ = scan_requests(
+    world,
+    act,
+    params,
+    reset(world_key, world),
+    policy_key,
+    emit,
+    max_requests=max_requests,
+    carry=(one, one, start),
+    held=held,
+    leaving=False,
+    observe_fn=observe_fn,
+  )
+  return sums
 
 
 class ActionValue(NamedTuple):
@@ -208,26 +210,41 @@ def action_value(
     The value.
   """
 
-  def request(carry, number):
-    state, reached, value = carry
-    reached = jnp.where(state.step < max_requests, reached, 0.0)
-    key = jax.random.fold_in(policy_key, state.step)
-    own = act(params, observe(world, state), key).action
-    slots, state, result = serve(
-      world, state, jnp.where(number == 0, action, own)
-    )
-    expected = table.reward[table.row[state.user], slots]
+  # The policy is told which request is the first: one copy of a request in the
+  # program, not two.
+  def observe_fn(world, later):
+    return observe(world, later), later.step == state.step
+
+  def decide(params, seen, rng_key):
+    observation, is_first = seen
+    own = act(params, observation, rng_key)
+    return own._replace(action=jnp.where(is_first, action, own.action))
+
+  def emit(carry, request):
+    reached, value = carry
+    reached = jnp.where(request.state.step < max_requests, reached, 0.0)
+    expected = table.reward[table.row[request.state.user], request.slots]
     value = ActionValue(
       reward=value.reward + reached * jnp.sum(expected, axis=0),
       requests=value.requests + reached,
     )
-    reached = reached * discount * (1.0 - result.leave_prob)
-    return (state, reached, value), None
+    reached = reached * discount * (1.0 - request.result.leave_prob)
+    return (reached, value), None
 
   nothing = ActionValue(
     jnp.zeros((table.reward.shape[-1],), jnp.float32),
     jnp.zeros((), jnp.float32),
   )
-  carry = (state, jnp.ones((), jnp.float32), nothing)
-  number = jnp.arange(max_requests, dtype=jnp.int32)
-  return jax.lax.scan(request, carry, number)[0][2]
+  _, (_, value), _ = scan_requests(
+    world,
+    decide,
+    params,
+    state,
+    policy_key,
+    emit,
+    max_requests=max_requests,
+    carry=(jnp.ones((), jnp.float32), nothing),
+    leaving=False,
+    observe_fn=observe_fn,
+  )
+  return value

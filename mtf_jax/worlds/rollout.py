@@ -1,10 +1,11 @@
-"""Sessions of a policy as logged: rows, and shown items one by one.
+"""Sessions of a policy: the loop over requests, rows as logged, shown items.
 
 Letters: `B` sessions, `T` requests, `L` slate positions, `A` action components,
 `S` observation, `E` behaviours, `G` groups.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -13,8 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.session_log import SessionLog
-from mtf_jax.policies import Act
-from mtf_jax.worlds.env import observe, reset, step
+from mtf_jax.policies import Act, Decision, is_held, request_key
+from mtf_jax.worlds.env import (
+  SessionState,
+  StepResult,
+  leave,
+  observe,
+  reset,
+  serve,
+)
 from mtf_jax.worlds.world import World
 
 
@@ -27,6 +35,86 @@ def session_keys(
     jax.random.split(world_key, num_sessions),
     jax.random.split(policy_key, num_sessions),
   )
+
+
+# `observe_fn(world, state) -> observation`, whatever the policy takes.
+ObserveFn = Callable[[World, SessionState], Any]
+
+
+class Request(NamedTuple):
+  """One request as the loop over a session sees it.
+
+  state: the session before it.
+  key: the policy's key.
+  observation: what the policy saw.
+  decision: what it answered.
+  slots: int32 `[L]` places of the shown items in the user's pool.
+  result: what it brought.
+  """
+
+  state: SessionState
+  key: jax.Array
+  observation: Any
+  decision: Decision
+  slots: jax.Array
+  result: StepResult
+
+
+def scan_requests(
+  world: World,
+  act: Act,
+  params: Any,
+  start: SessionState,
+  policy_key: chex.PRNGKey,
+  emit: Callable[[Any, Request], tuple[Any, Any]],
+  *,
+  max_requests: int,
+  carry: Any = None,
+  held: chex.Numeric = False,
+  leaving: bool = True,
+  observe_fn: ObserveFn = observe,
+) -> tuple[SessionState, Any, Any]:
+  """The loop over the requests of one session; the caller vmaps.
+
+  What is not used of a `Request` costs nothing once compiled.
+
+  Args:
+    world: the world.
+    act: `act(params, observation, rng_key) -> Decision`.
+    params: the policy's parameters, any pytree.
+    start: the session before the first request.
+    policy_key: of the policy's own draws, see `policies.request_key`.
+    emit: `(carry, request) -> (carry, out)`, called for each request, those
+      after the end of a session included: `request.state.active` tells.
+    max_requests: `T`, static.
+    carry: what `emit` gets first.
+    held: whether exploration is held over the session; may be traced.
+    leaving: whether the user may leave, static. If not, the session goes on to
+      the last request; `result.leave_prob` is there to account with.
+    observe_fn: what the policy sees.
+
+  Returns:
+    The session after the last request, the last carry, and what was emitted,
+    leading axis `T`.
+  """
+
+  def request(carry, _):
+    state, own = carry
+    key = request_key(policy_key, state.step, held)
+    observation = observe_fn(world, state)
+    decision = act(params, observation, key)
+    slots, following, result = serve(world, state, decision.action)
+    if leaving:
+      following, result = leave(state, following, result)
+    own, out = emit(
+      own, Request(state, key, observation, decision, slots, result)
+    )
+    return (following, own), out
+
+  (last, carry), out = jax.lax.scan(
+    request, (start, carry), length=max_requests
+  )
+  return last, carry, out
 
 
 class Rollout(NamedTuple):
@@ -43,7 +131,8 @@ class Rollout(NamedTuple):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "held")
+  jax.jit,
+  static_argnames=("act", "num_sessions", "max_requests", "exploration"),
 )
 def rollout(
   rng_key: chex.PRNGKey,
@@ -52,7 +141,7 @@ def rollout(
   params: Any,
   num_sessions: int,
   max_requests: int,
-  held: bool = False,
+  exploration: str = "request",
 ) -> Rollout:
   """Logs sessions of a policy.
 
@@ -65,35 +154,41 @@ def rollout(
     params: the policy's parameters, any pytree.
     num_sessions: `B`, static.
     max_requests: `T`, static; longer sessions are cut (not ended).
-    held: whether a session's exploration noise is drawn once and held, static.
-      `act` then gets one key for all requests of a session, so that a sampler
-      such as `sample_box` deviates alike in each of their boxes. A row's log
-      density is still that of its own action; those of one session are no
-      longer independent, and their sum is not the density of the session.
+    exploration: "request" draws the noise at each request, "session" once for
+      all requests of a session, static. A row's log density is that of its own
+      action in either case, see `SessionLog.exploration_held`.
 
   Returns:
     The rows; `pack` makes them a `SessionLog`.
+
+  Raises:
+    ValueError: `exploration` is neither.
   """
+  held = is_held(exploration)
   world_keys, policy_keys = session_keys(rng_key, num_sessions)
 
+  def emit(_, request):
+    return None, (
+      request.observation,
+      request.decision,
+      request.result,
+      request.state.active,
+    )
+
   def one(world_key, policy_key):
-    def noise_key(state):
-      # Used again on purpose: the same draw is what holding it means.
-      return policy_key if held else jax.random.fold_in(policy_key, state.step)
-
-    def request(state, _):
-      observation = observe(world, state)
-      key = noise_key(state)
-      decision = act(params, observation, key)
-      following, result = step(world, state, decision.action)
-      return following, (observation, decision, result, state.active)
-
-    last, (observations, decisions, results, active) = jax.lax.scan(
-      request, reset(world_key, world), length=max_requests
+    last, _, (observations, decisions, results, active) = scan_requests(
+      world,
+      act,
+      params,
+      reset(world_key, world),
+      policy_key,
+      emit,
+      max_requests=max_requests,
+      held=held,
     )
     # The observation and the box after a cut, of a request never served.
     final = observe(world, last)
-    box = act(params, final, noise_key(last)).box
+    box = act(params, final, request_key(policy_key, last.step, held)).box
 
     def with_row(rows, row):
       keep = active.reshape((-1,) + (1,) * (rows.ndim - 1))
@@ -111,6 +206,7 @@ def rollout(
       action=no_row(decisions.action),
       box=jax.tree.map(with_row, decisions.box, box),
       log_prob=no_row(decisions.log_prob),
+      exploration_held=no_row(jnp.full_like(active, held)),
       reward=no_row(results.reward),
       feedback=no_row(jnp.sum(results.feedback, axis=1)),
       terminal=no_row(results.terminal),
@@ -174,15 +270,14 @@ def impressions(
     The impressions; rows of requests that did not take place are zeros.
   """
 
-  def one(world_key, policy_key):
-    def request(state, _):
-      key = jax.random.fold_in(policy_key, state.step)
-      decision = act(params, observe(world, state), key)
-      following, result = step(world, state, decision.action)
-      return following, (result, state.active)
+  def emit(_, request):
+    return None, (request.result, request.state.active)
 
+  def one(world_key, policy_key):
     start = reset(world_key, world)
-    results, active = jax.lax.scan(request, start, length=max_requests)[1]
+    _, _, (results, active) = scan_requests(
+      world, act, params, start, policy_key, emit, max_requests=max_requests
+    )
     return Impressions(
       start.user, results.items, results.feedback, results.satisfaction, active
     )

@@ -32,14 +32,14 @@ def test_fingerprint_sees_every_field():
   prints = {session_log.fingerprint(log)}
   for field in ("observation", "action", "log_prob", "reward", "feedback"):
     prints.add(session_log.fingerprint(_with(log, field, 1, 0.125)))
-  for field in ("terminal", "bootstrap_only"):
+  for field in ("terminal", "bootstrap_only", "exploration_held"):
     flipped = ~getattr(log, field)[1]
     prints.add(session_log.fingerprint(_with(log, field, 1, flipped)))
   for field in ("session_id", "step"):
     prints.add(session_log.fingerprint(_with(log, field, 1, 77)))
   wider = log._replace(box=ActionBox(log.box.lower, log.box.upper + 1))
   prints.add(session_log.fingerprint(wider))
-  assert len(prints) == 11
+  assert len(prints) == 12
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_other_files_are_refused(tmp_path):
     path,
     **{**fields, "header": json.dumps({"schema_version": 99, "metadata": {}})},
   )
-  with pytest.raises(ValueError, match="expected schema version 1, found 99"):
+  with pytest.raises(ValueError, match="schema version 1 to 2, found 99"):
     session_log.load_sessions(path)
   fields["rewards"] = fields.pop("reward")
   np.savez(path, **fields)
@@ -196,6 +196,28 @@ def test_other_files_are_refused(tmp_path):
   np.savez(path, x=np.zeros(3))
   with pytest.raises(ValueError, match="expected a header"):
     session_log.load_sessions(path)
+
+
+def test_files_of_version_1_are_read(tmp_path):
+  """They do not say whether exploration was held: it counts as not held."""
+  log = random_log()
+  path = tmp_path / "log.npz"
+  session_log.save_sessions(path, log, {"world": "abc"})
+  with np.load(path) as archive:
+    fields = dict(archive)
+  del fields["exploration_held"]
+  header = {"schema_version": 1, "metadata": {"world": "abc"}}
+  np.savez(path, **{**fields, "header": json.dumps(header)})
+  loaded, metadata = session_log.load_sessions(path)
+  assert metadata == {"world": "abc"}
+  assert not loaded.exploration_held.any()
+  jax.tree.map(np.testing.assert_array_equal, loaded, log)
+  # A file of this version must have the field, one of version 1 must not.
+  for version, held in ((2, {}), (1, {"exploration_held": log.terminal})):
+    header = {"schema_version": version, "metadata": {}}
+    np.savez(path, **{**fields, **held, "header": json.dumps(header)})
+    with pytest.raises(ValueError, match=r"\['exploration_held'\]"):
+      session_log.load_sessions(path)
 
 
 def test_nothing_is_written_for_a_bad_log(tmp_path):
@@ -270,44 +292,95 @@ def _steps_by_hand(log, row, num_steps, discount):
   return reward, weight, row
 
 
+def _started(log, cut):
+  """Rows that a transition starts from, and where nothing follows: a loop."""
+  starts, ends = [], np.array(log.terminal)
+  for row in range(len(log.step)):
+    if log.bootstrap_only[row]:
+      continue
+    after = row + 1
+    known = (
+      after < len(log.step) and log.session_id[after] == log.session_id[row]
+    )
+    is_cut = not log.terminal[row] and not (
+      known and not log.bootstrap_only[after]
+    )
+    if is_cut and (cut == "drop" or (cut == "bootstrap" and not known)):
+      continue
+    ends[row] |= is_cut and cut == "end"
+    starts.append(row)
+  return starts, ends
+
+
+def _steps_by_hand(log, row, num_steps, discount, starts, ends):
+  """`r_t`, `discount_t` and the next row of the transition from a row."""
+  reward, weight = np.zeros(log.reward.shape[1]), 1.0
+  for taken in range(num_steps):
+    reward += discount**taken * log.reward[row]
+    if ends[row]:
+      return reward, 0.0, None
+    weight = discount**taken
+    row += 1
+    if row not in starts:
+      break
+  return reward, weight, row
+
+
+@pytest.mark.parametrize("cut", transitions.CUTS)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 20])
-def test_several_steps_are_those_of_a_plain_loop(num_steps):
+def test_transitions_are_those_of_a_plain_loop(num_steps, cut):
+  options = {"cut": cut, "num_steps": num_steps, "discount": 0.9}
   logs = [_mixed_log(seed) for seed in (0, 1)]
-  datasets = [transitions.device_dataset(log) for log in logs]
-  both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *datasets)
-  found = jax.vmap(lambda d: transitions.n_step_transitions(d, num_steps, 0.9))(
-    both
-  )
+  rows = [transitions.rows_from(log) for log in logs]
+  both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+  found = jax.vmap(lambda r: transitions.dataset_from(r, **options))(both)
   for n, log in enumerate(logs):
     lane = jax.tree.map(lambda x, n=n: np.asarray(x[n]), found)
-    alone = transitions.n_step_transitions(datasets[n], num_steps, 0.9)
+    alone = transitions.device_dataset(log, **options)
     jax.tree.map(np.testing.assert_array_equal, alone, lane)
-    if num_steps == 1:
-      jax.tree.map(np.testing.assert_array_equal, alone, datasets[n])
+    by_hand, ended = _started(log, cut)
     starts = lane.start_row[: lane.num_transitions]
-    ends = set()
+    np.testing.assert_array_equal(starts, by_hand)
+    seen = set()
     for row in starts:
-      reward, weight, following = _steps_by_hand(log, row, num_steps, 0.9)
+      reward, weight, following = _steps_by_hand(
+        log, row, num_steps, 0.9, by_hand, ended
+      )
       np.testing.assert_allclose(lane.reward[row], reward, rtol=1e-5)
       np.testing.assert_allclose(lane.discount[row], weight, rtol=1e-5)
       if following is None:
-        ends.add("left")
+        seen.add("ended")
         continue
       assert lane.next_row[row] == following
       if num_steps == 20:
         # As far as the log goes: only the last row of a session follows.
         assert log.session_id[following] == log.session_id[row]
-        after = following + 1
-        assert after == len(log.step) or log.step[after] == 0
-      ends.add("cut" if log.bootstrap_only[following] else "going on")
-    assert ends == {"left", "cut", "going on"}
+        assert following not in by_hand
+      seen.add("cut" if log.bootstrap_only[following] else "going on")
+    expected = {"ended", "going on"}
+    if cut == "end" and num_steps == 20:
+      expected = {"ended"}
+    assert seen == (expected | {"cut"} if cut == "bootstrap" else expected)
+
+
+def test_an_unknown_cut_is_refused():
+  with pytest.raises(
+    ValueError, match=r"cut: expected one of .*, found 'exit'"
+  ):
+    transitions.device_dataset(random_log(), cut="exit")
+
+
+def test_propensities_are_drawn_with_the_action():
+  log = random_log()
+  log = log._replace(log_prob=log.action[:, 0] * 2)
+  dataset = transitions.device_dataset(log)
+  batch = transitions.sample_transitions(jax.random.key(0), dataset, 50)
+  np.testing.assert_array_equal(batch.log_prob_tm1, batch.action_tm1[:, 0] * 2)
 
 
 def test_steps_beyond_the_session_are_its_return():
   log = random_log(session_length=4)
-  dataset = transitions.n_step_transitions(
-    transitions.device_dataset(log), 9, 0.5
-  )
+  dataset = transitions.device_dataset(log, num_steps=9, discount=0.5)
   reward = log.reward.reshape(-1, 4, log.reward.shape[1])
   returns = np.einsum("slg,l->sg", reward, 0.5 ** np.arange(4))
   np.testing.assert_allclose(dataset.reward[::4], returns, rtol=1e-5)
@@ -315,6 +388,5 @@ def test_steps_beyond_the_session_are_its_return():
 
 
 def test_no_steps_are_refused():
-  dataset = transitions.device_dataset(random_log())
   with pytest.raises(ValueError, match="num_steps: expected 1 or more"):
-    transitions.n_step_transitions(dataset, 0, 0.9)
+    transitions.device_dataset(random_log(), num_steps=0)

@@ -112,8 +112,9 @@ def test_flags_reach_the_run(dataset, tmp_path):
     "--critic=box_quadratic",
     "--actor=ple",
     "--critic_updates=2",
-    "--coefficient=penalty_scale=0.5",
-    "--coefficient=group_weights=1,2",
+    "--ensemble_size=3",
+    "--hyperparam=penalty_scale=0.5",
+    "--hyperparam=group_weights=1,2",
   )
   assert done.returncode == 0, done.stderr
   record = next((tmp_path / "run").rglob("record/*")).read_text()
@@ -122,5 +123,46 @@ def test_flags_reach_the_run(dataset, tmp_path):
     "group_weights": [1.0, 2.0],
     "penalty_scale": 0.5,
   }
-  assert (config["actor"], config["critic_updates"]) == ("ple", 2)
+  assert (config["learner"], config["actor"]) == ("integrated_rl", "ple")
+  assert (config["critic_updates"], config["ensemble_size"]) == (2, 3)
   assert json.loads(record)["world"] == "w1"
+
+
+@pytest.mark.parametrize(
+  ("learner", "hyperparam", "metric"),
+  [
+    ("bc", "actor_learning_rate=0.001", "actor_loss"),
+    ("td3_bc", "target_noise=0.03", "cloning_error"),
+  ],
+)
+def test_another_learner_trains_and_goes_on(
+  dataset, tmp_path, learner, hyperparam, metric
+):
+  flags = (f"--learner={learner}", f"--hyperparam={hyperparam}")
+  for num_updates in (20, 40):
+    done = run(dataset, tmp_path, *flags, f"--num_updates={num_updates}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == num_updates
+  assert "Going on from update 20." in done.stderr
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert [row["step"] for row in rows] == [20, 40]
+  assert all(row[metric] > 0 for row in rows)
+
+  other = run(dataset, tmp_path, "--num_updates=60")
+  assert other.returncode != 0
+  assert f"learner: expected {learner!r} as in the checkpoint" in other.stderr
+  unknown = run(dataset, tmp_path, *flags, "--hyperparam=sharpness=1")
+  assert unknown.returncode != 0
+  assert f"expected fields of {learner}'s" in unknown.stderr
+
+
+def test_a_checkpoint_of_the_layout_before_is_refused(dataset, tmp_path):
+  flags = ("--learner=bc", "--num_updates=20")
+  assert run(dataset, tmp_path, *flags).returncode == 0
+  for path in tmp_path.rglob("record/metadata"):
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "schema_version": 1}))
+  again = run(dataset, tmp_path, *flags)
+  assert again.returncode != 0
+  assert "20: expected schema version 2, found 1." in again.stderr

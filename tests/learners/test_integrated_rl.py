@@ -8,7 +8,7 @@ from mtf_jax import networks
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners.base import Normalization, normalization_from
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 
 S, A, G, M, B = 3, 2, 2, 3, 16
 SIZES = (8, 7)
@@ -42,11 +42,11 @@ def example_of(batch):
   return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
-def make(coefficients, critic=None, normalization=None, **options):
+def make(hyperparams, critic=None, normalization=None, **options):
   critic = critic or networks.mlp_critic(G, M, SIZES)
   learner = integrated_rl(networks.mlp_actor(A, SIZES), critic, **options)
   state = learner.init(
-    jax.random.key(0), example_of(make_batch(0)), coefficients, normalization
+    jax.random.key(0), example_of(make_batch(0)), hyperparams, normalization
   )
   # Policies whose actions leave some boxes and stay in others.
   grown = jax.tree.map(jnp.copy, state.actor_params)
@@ -65,7 +65,7 @@ class Reference:
 
   def __init__(self, state):
     numpy = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state)
-    self.c = numpy.coefficients
+    self.c = numpy.hyperparams
     self.norm = numpy.normalization
     self.actor = self._actor(numpy.actor_params)
     self.target_actor = self._actor(numpy.target_actor_params)
@@ -218,7 +218,7 @@ class Reference:
 def test_updates_equal_an_independent_float64_implementation(
   num_updates, max_norm
 ):
-  coefficients = Coefficients(
+  hyperparams = Hyperparams(
     sharpness=2.0,
     penalty_scale=0.3,
     uncertainty_scale=0.7,
@@ -232,7 +232,7 @@ def test_updates_equal_an_independent_float64_implementation(
   normalization = Normalization(
     np.array([0.1, -0.2, 0.3], np.float32), np.array([1.5, 0.8, 1], np.float32)
   )
-  learner, state = make(coefficients, normalization=normalization)
+  learner, state = make(hyperparams, normalization=normalization)
   reference = Reference(state)
   update = jax.jit(learner.update)
   for step in range(num_updates):
@@ -263,9 +263,7 @@ def test_updates_equal_an_independent_float64_implementation(
 
 def test_without_its_terms_it_is_a_plain_ensemble_ddpg():
   """eta = 0, lambda = 0 and sharpness = 0, written separately with optax."""
-  numbers = Coefficients(
-    sharpness=0.0, penalty_scale=0.0, uncertainty_scale=0.0
-  )
+  numbers = Hyperparams(sharpness=0.0, penalty_scale=0.0, uncertainty_scale=0.0)
   learner, state = make(numbers)
   actor = networks.mlp_actor(A, SIZES)
   critic = networks.mlp_critic(G, M, SIZES)
@@ -321,7 +319,7 @@ def test_without_its_terms_it_is_a_plain_ensemble_ddpg():
 
 @pytest.mark.parametrize("build", [networks.mlp_critic, networks.box_critic])
 def test_one_critic_a_group_has_no_spread_and_no_nan(build):
-  learner, state = make(Coefficients(uncertainty_scale=1.0), build(G, 1, SIZES))
+  learner, state = make(Hyperparams(uncertainty_scale=1.0), build(G, 1, SIZES))
   update = jax.jit(learner.update)
   for step in range(3):
     state, metrics = update(state, make_batch(step))
@@ -333,7 +331,7 @@ def test_one_critic_a_group_has_no_spread_and_no_nan(build):
 
 def test_delayed_actor_is_critic_updates_then_one_actor_update():
   """Three parts: only the last one's actor step is kept."""
-  numbers = Coefficients()
+  numbers = Hyperparams()
   learner, state = make(numbers, critic_updates=3)
   single, _ = make(numbers)
   batch = make_batch(5, batch_size=3 * B)
@@ -372,7 +370,7 @@ def test_delayed_actor_is_critic_updates_then_one_actor_update():
 
 
 def test_metrics_are_what_they_say():
-  learner, state = make(Coefficients(sharpness=2.0))
+  learner, state = make(Hyperparams(sharpness=2.0))
   batch = make_batch(3)
   batch = batch._replace(r_t=batch.r_t - 2)
   _, metrics = jax.jit(learner.update)(state, batch)
@@ -415,7 +413,7 @@ def test_metrics_are_what_they_say():
 
 def test_what_follows_an_exit_does_not_count():
   """Next row of another session, or NaN: the update is the same."""
-  learner, state = make(Coefficients())
+  learner, state = make(Hyperparams())
   batch = make_batch(1)
   ended = batch.discount_t == 0
   other = batch._replace(
@@ -430,7 +428,7 @@ def test_act_normalises_and_takes_one_observation():
   normalization = Normalization(
     np.full(S, 2, np.float32), np.full(S, 3, np.float32)
   )
-  learner, state = make(Coefficients(), normalization=normalization)
+  learner, state = make(Hyperparams(), normalization=normalization)
   observation = make_batch(0).observation_tm1
   actor = networks.mlp_actor(A, SIZES)
   expected = actor.apply(state.actor_params, (observation - 2) / np.float32(3))
@@ -457,12 +455,12 @@ def test_normalization_leaves_constant_features_alone():
 
 
 def test_states_hold_explicit_dtypes_and_no_shared_buffer():
-  _, state = make(Coefficients())
-  learner, state = make(Coefficients(group_weights=2.0))
+  _, state = make(Hyperparams())
+  learner, state = make(Hyperparams(group_weights=2.0))
   for leaf in jax.tree.leaves(state):
     assert leaf.dtype in (jnp.float32, jnp.int32)
     assert not leaf.weak_type
-  assert state.coefficients.group_weights.shape == (G,)
+  assert state.hyperparams.group_weights.shape == (G,)
   new_state, _ = jax.jit(learner.update, donate_argnums=0)(state, make_batch(0))
   jax.tree.map(
     lambda new, old: (new.shape, new.dtype) == (old.shape, old.dtype) or 1 / 0,
@@ -477,6 +475,6 @@ def test_states_hold_explicit_dtypes_and_no_shared_buffer():
 )
 def test_coefficients_out_of_range_are_refused(name, value):
   with pytest.raises(ValueError, match=f"{name}: expected a value in"):
-    make(Coefficients(**{name: value}))
+    make(Hyperparams(**{name: value}))
   with pytest.raises(ValueError, match="discount: expected a value in"):
-    make(Coefficients(discount=np.nan))
+    make(Hyperparams(discount=np.nan))

@@ -9,7 +9,7 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
 from tests.session_logs import log_of
 
@@ -45,7 +45,7 @@ def train(
   actor,
   critic,
   log,
-  coefficients,
+  hyperparams,
   num_updates=300,
   batch_size=64,
   action=None,
@@ -56,7 +56,7 @@ def train(
   learner = _learner(actor, critic)
   batch = transitions.sample_transitions(jax.random.key(9), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
-  learner_state = learner.init(jax.random.key(0), example, coefficients)
+  learner_state = learner.init(jax.random.key(0), example, hyperparams)
   given = {"actor": action, "critic": slope}
   for name, value in given.items():
     if value is not None:
@@ -78,20 +78,20 @@ def train(
   return learner, state.learner, rows
 
 
-def values(critic, log, coefficients, num_updates=300):
+def values(critic, log, hyperparams, num_updates=300):
   """Mean value `[N, G]` of each logged row after training."""
   _, state, _ = train(
     CONSTANT_ACTOR,
     critic,
     log,
-    coefficients,
+    hyperparams,
     num_updates,
   )
   q = critic.apply(state.critic_params, log.observation, log.action, log.box)
   return np.asarray(q).mean(2)
 
 
-FAST = Coefficients(
+FAST = Hyperparams(
   critic_learning_rate=1e-2, actor_learning_rate=0.0, target_step_size=0.3
 )
 CRITICS = [
@@ -145,12 +145,10 @@ def test_a_cut_log_bootstraps_where_an_exit_does_not():
     bootstrap_only=np.tile([False, True], 4),
   )
   exit_ = log_of(rows, np.zeros((8, 1)), np.ones((8, 1)))
-  coefficients = FAST._replace(discount=0.5)
+  hyperparams = FAST._replace(discount=0.5)
+  np.testing.assert_allclose(values(CRITICS[0], cut, hyperparams), 2, atol=0.02)
   np.testing.assert_allclose(
-    values(CRITICS[0], cut, coefficients), 2, atol=0.02
-  )
-  np.testing.assert_allclose(
-    values(CRITICS[0], exit_, coefficients), 1, atol=0.02
+    values(CRITICS[0], exit_, hyperparams), 1, atol=0.02
   )
 
 
@@ -190,7 +188,7 @@ def test_the_actor_stops_where_eta_and_sharpness_say(
     CONSTANT_ACTOR,
     SLOPE_CRITIC,
     log,
-    Coefficients(
+    Hyperparams(
       critic_learning_rate=0.0,
       actor_learning_rate=5e-3,
       penalty_scale=penalty_scale,
@@ -219,7 +217,7 @@ def test_a_policy_far_outside_comes_back_without_overflow(max_norm, reached):
     CONSTANT_ACTOR,
     SLOPE_CRITIC,
     log,
-    Coefficients(
+    Hyperparams(
       critic_learning_rate=0.0,
       actor_learning_rate=0.02,
       sharpness=10.0,
@@ -249,7 +247,7 @@ def test_a_learnt_policy_finds_the_best_action_inside_its_box(build):
     actor,
     networks.box_critic(1, 2, (32,), quadratic=True),
     log,
-    Coefficients(critic_learning_rate=2e-2, actor_learning_rate=5e-3),
+    Hyperparams(critic_learning_rate=2e-2, actor_learning_rate=5e-3),
     num_updates=600,
   )
   states = np.linspace(-0.9, 0.9, 7, dtype=np.float32)[:, None]

@@ -9,7 +9,7 @@ from mtf_jax import networks
 from mtf_jax.data import transitions
 from mtf_jax.learners import td3_bc
 from mtf_jax.learners.base import Normalization
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
 from tests.learners import test_integrated_rl as ours
 from tests.learners.test_integrated_rl import (
@@ -39,10 +39,10 @@ class Reference(ours.Reference):
   """The update of [1] in NumPy float64, one critic at a time."""
 
   def __init__(self, state):
-    # The parent reads arrays of numbers, of a state with its own field names.
+    # All that the parent reads; a key is no array of numbers.
     super().__init__(
-      ours.make(Coefficients())[1]._replace(
-        coefficients=state.hyperparams,
+      ours.make(Hyperparams())[1]._replace(
+        hyperparams=state.hyperparams,
         normalization=state.normalization,
         **{name: getattr(state, name) for name in NETWORKS},
       )
@@ -195,7 +195,7 @@ def test_ddpg_is_integrated_rl_with_one_critic_and_no_penalties():
   expected = plain.init(
     jax.random.key(0),
     example,
-    Coefficients(
+    Hyperparams(
       sharpness=0.0,
       penalty_scale=0.0,
       uncertainty_scale=0.0,

@@ -114,8 +114,8 @@ def test_a_missing_record_is_damage_not_a_fresh_start(checkpoints):
 
 def test_another_version_is_refused(checkpoints, monkeypatch):
   checkpoints.save(1, state_of(1), {})
-  monkeypatch.setattr("mtf_jax.training.checkpoints.SCHEMA_VERSION", 2)
-  with pytest.raises(ValueError, match="expected schema version 2, found 1"):
+  monkeypatch.setattr("mtf_jax.training.checkpoints.SCHEMA_VERSION", 3)
+  with pytest.raises(ValueError, match="expected schema version 3, found 2"):
     checkpoints.restore(state_of(0))
   assert checkpoints.steps() == [1]
 

@@ -35,6 +35,11 @@ def test_the_paper_preset_is_the_papers():
       "reward_shift: expected 0 with num_steps = 2, found 0.5",
     ),
     ({"hyperparams": {"gamma": 0.9}}, "found gamma"),
+    ({"learner": "sarsa"}, "learner: expected one of integrated_rl, bc"),
+    (
+      {"learner": "bc", "hyperparams": {"discount": 0.9}},
+      "expected fields of bc's, actor_learning_rate, .* found discount",
+    ),
   ],
 )
 def test_bad_configurations_are_refused(changes, message):
@@ -46,3 +51,22 @@ def test_an_odd_action_has_no_task_groups():
   dataset = transitions.device_dataset(random_log(components=3))
   with pytest.raises(ValueError, match="even number of action components"):
     make_learner(TrainConfig(actor="ple"), dataset)
+
+
+def test_a_configuration_comes_back_from_json():
+  config = TrainConfig(
+    learner="td3_bc", hyperparams={"group_weights": (1.0, 0.5), "discount": 0.8}
+  )
+  values = json.loads(json.dumps(config.to_json()))
+  assert TrainConfig.from_json(values) == config
+  before = {**values, "coefficients": values.pop("hyperparams")}
+  with pytest.raises(
+    ValueError, match=r"found .*coefficients.*; another version"
+  ):
+    TrainConfig.from_json(before)
+
+
+def test_the_discount_is_the_learners():
+  assert TrainConfig().discount == 0.9
+  assert TrainConfig(hyperparams={"discount": 0.5}).discount == 0.5
+  assert TrainConfig(learner="bc").discount == 1.0

@@ -8,7 +8,7 @@ import pytest
 from mtf_jax import networks
 from mtf_jax.data import transitions
 from mtf_jax.learners.base import normalization_from
-from mtf_jax.learners.integrated_rl import Coefficients, integrated_rl
+from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import digest
 from tests.session_logs import random_log
@@ -18,12 +18,12 @@ _LEARNER = integrated_rl(
 )
 
 
-def start(dataset, coefficients=None, seed=0, learner=_LEARNER):
+def start(dataset, hyperparams=None, seed=0, learner=_LEARNER):
   batch = transitions.sample_transitions(jax.random.key(5), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   network_key, batch_key = jax.random.split(jax.random.key(seed))
   state = learner.init(
-    network_key, example, coefficients, normalization_from(dataset)
+    network_key, example, hyperparams, normalization_from(dataset)
   )
   return loop.start(batch_key, state)
 
@@ -99,7 +99,7 @@ def test_a_chunk_cut_short_falls_back_into_step(dataset):
 
 
 def test_one_compilation_for_everything_that_is_a_number():
-  """1,000 updates, every coefficient changed, another log of the same size."""
+  """1,000 updates, each hyperparameter changed, another log of one size."""
   traces = []
 
   def update(state, batch):
@@ -116,8 +116,8 @@ def test_one_compilation_for_everything_that_is_a_number():
   options = {"batch_size": 8, "chunk_size": 100}
   loop.train(learner, start(first), first, 1000, **options)
   one = len(traces)
-  for number, name in enumerate(Coefficients._fields):
-    changed = Coefficients()._replace(**{name: 0.01 * (number + 1)})
+  for number, name in enumerate(Hyperparams._fields):
+    changed = Hyperparams()._replace(**{name: 0.01 * (number + 1)})
     loop.train(learner, start(first, changed), first, 100, **options)
   loop.train(learner, start(second), second, 100, **options)
   assert len(traces) == one
@@ -174,15 +174,15 @@ def test_a_gradient_that_overflows_is_named():
 
 
 def test_many_runs_equal_separate_runs(dataset):
-  """Seeds and coefficients at once, to 1e-4: contractions are batched anew."""
-  coefficients = [
-    Coefficients(),
-    Coefficients(critic_learning_rate=1e-2, discount=0.5),
-    Coefficients(sharpness=2.0, penalty_scale=0.1),
+  """Seeds and hyperparameters at once, to 1e-4: contractions batched anew."""
+  hyperparams = [
+    Hyperparams(),
+    Hyperparams(critic_learning_rate=1e-2, discount=0.5),
+    Hyperparams(sharpness=2.0, penalty_scale=0.1),
   ]
   states = [
     start(dataset, numbers, seed=seed)
-    for seed, numbers in enumerate(coefficients)
+    for seed, numbers in enumerate(hyperparams)
   ]
   separate = [
     loop.train(
@@ -193,7 +193,7 @@ def test_many_runs_equal_separate_runs(dataset):
       batch_size=16,
       chunk_size=20,
     )
-    for seed, numbers in enumerate(coefficients)
+    for seed, numbers in enumerate(hyperparams)
   ]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
   shapes = []
@@ -255,7 +255,7 @@ def test_many_runs_may_be_one(dataset):
 
 def test_many_runs_survive_the_failure_of_one(dataset, caplog):
   def with_shift(shift):
-    return start(dataset, Coefficients(reward_shift=shift))
+    return start(dataset, Hyperparams(reward_shift=shift))
 
   states = [with_shift(0.0), with_shift(np.nan)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -292,7 +292,7 @@ def test_networks_written_by_hand_are_enough(dataset):
   losses = []
   state = loop.train(
     learner,
-    start(dataset, Coefficients(critic_learning_rate=1e-2), learner=learner),
+    start(dataset, Hyperparams(critic_learning_rate=1e-2), learner=learner),
     dataset,
     200,
     batch_size=32,

@@ -65,6 +65,7 @@ def test_progress_is_silent_in_a_file():
 def test_negative_targets_are_warned_of_once(caplog):
   warning = metrics.NegativeTargetWarning()
   warning.check({"negative_target_share": 0.0})
+  warning.check({"actor_loss": 1.0})
   assert not caplog.records
   warning.check({"negative_target_share": 0.25})
   warning.check({"negative_target_share": 0.5})

@@ -137,11 +137,11 @@ def test_exploration_does_not_move_the_world(small_world):
   )
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_exploration_is_held_over_a_session(small_world, held):
+@pytest.mark.parametrize("exploration", policies.EXPLORATIONS)
+def test_exploration_is_held_over_a_session(small_world, exploration):
   rows = rollout_lib.rollout(
     *(jax.random.key(0), small_world, policies.explore_in_box, _ZERO),
-    *(1024, 4, held),
+    *(1024, 4, exploration),
   )
   log, box = rows.log, rows.log.box
   width = np.asarray(box.upper - box.lower)
@@ -149,9 +149,11 @@ def test_exploration_is_held_over_a_session(small_world, held):
   place = np.asarray(log.action - box.lower) / width
   served = np.asarray(rows.valid & ~log.bootstrap_only)
   assert served[:, 1].sum() > 500
+  held = exploration == "session"
+  np.testing.assert_array_equal(log.exploration_held, served & held)
   second = place[served[:, 1]][:, 1] - place[served[:, 1]][:, 0]
   # Of one session: the same place in the box, or a new one of all components.
-  if held:
+  if exploration == "session":
     np.testing.assert_allclose(second, 0, atol=1e-6)
   else:
     assert np.all(np.abs(second) > 0)
@@ -165,12 +167,65 @@ def test_exploration_is_held_over_a_session(small_world, held):
   count = _NUM_SESSIONS
   again = rollout_lib.rollout(
     *(jax.random.key(0), small_world, policies.explore_in_box, _ZERO),
-    *(count, 10, held),
+    *(count, 10, exploration),
   )
   np.testing.assert_array_equal(
     again.log.observation[:, 0], fixed.log.observation[:, 0]
   )
   np.testing.assert_allclose(box.upper[served], 0.15, rtol=1e-6)
+
+
+def test_an_unknown_exploration_is_refused(small_world):
+  with pytest.raises(ValueError, match=r"exploration: .*, found 'user'"):
+    rollout_lib.rollout(
+      *(jax.random.key(0), small_world, policies.explore_in_box, _ZERO),
+      *(4, 2, "user"),
+    )
+
+
+@pytest.mark.parametrize("exploration", policies.EXPLORATIONS)
+def test_one_key_explores_alike_when_logged_and_when_judged(
+  small_world, exploration
+):
+  """The actions of both are written down where they are taken."""
+  few = small_world.replace(population=small_world.population[:16])
+  table = returns_lib.expected_rewards(few)
+  taken = []
+
+  def act(params, observation, rng_key):
+    decision = policies.explore_in_box(params, observation, rng_key)
+    jax.debug.callback(
+      lambda *seen: taken.append(np.concatenate(seen)),
+      observation,
+      decision.action,
+    )
+    return decision
+
+  def judged(keys, held):
+    return returns_lib.session_return(
+      *(few, table, act, _ZERO, 5, env.observe, *keys, held)
+    )
+
+  rows = rollout_lib.rollout(
+    jax.random.key(2), few, act, _ZERO, 8, 5, exploration
+  )
+  jax.effects_barrier()
+  taken.clear()
+  keys = rollout_lib.session_keys(jax.random.key(2), 8)
+  held = jnp.asarray(exploration == "session")
+  returns = jax.jit(jax.vmap(judged, in_axes=(0, None)))(keys, held)
+  jax.effects_barrier()
+  assert len(taken) == 8 * 5
+  # Judging goes on where a user has left; what was logged is all there.
+  log = rollout_lib.pack(rows)
+  served = ~log.bootstrap_only
+  logged = np.concatenate([log.observation, log.action], axis=1)[served]
+  assert len(logged) > 16
+  gap = np.abs(np.asarray(taken)[None] - logged[:, None]).max(axis=2)
+  np.testing.assert_array_less(gap.min(axis=1), 1e-6)
+  np.testing.assert_allclose(
+    returns.sampled, rows.log.reward.sum(axis=1), rtol=1e-5
+  )
 
 
 def test_pool_is_walked_without_repeats(small_world):

@@ -81,7 +81,13 @@ def ranking_gain(
 
 
 def _totals(
-  world, table, policy, effort, privileged=False, seed=11, sampled=False
+  world,
+  table,
+  policy,
+  effort,
+  observe_fn=env.observe,
+  seed=11,
+  sampled=False,
 ):
   returns = returns_lib.session_returns(
     jax.random.key(seed),
@@ -91,7 +97,7 @@ def _totals(
     policy,
     effort.sessions,
     effort.max_requests,
-    privileged=privileged,
+    observe_fn=observe_fn,
   )
   rewards = returns.sampled if sampled else returns.expected
   return np.asarray(rewards).sum(axis=1), float(jnp.mean(returns.requests))
@@ -151,7 +157,7 @@ def audit_leaving(
     The figures, ready for JSON.
   """
   zero = jnp.zeros((world.num_actions,), jnp.float32)
-  start = oracle.start_policy(world, env.observe, zero, 2.0, True)
+  start = oracle.blinded(oracle.start_policy(world, env.observe, zero, 2.0))
   best = oracle.optimise(
     jax.random.key(51),
     world,
@@ -184,8 +190,8 @@ def audit_leaving(
     ("privileged_headroom_pct", privileged, 2.0, slow),
   )
   warm = None
-  for name, look, half_width, search in searches:
-    start = oracle.start_policy(world, look, center, half_width, False)
+  for name, observe_fn, half_width, search in searches:
+    start = oracle.start_policy(world, observe_fn, center, half_width)
     if warm is not None:
       # From the smaller class's best: a larger class is never the worse.
       columns = warm.weights.shape[1]
@@ -198,10 +204,10 @@ def audit_leaving(
       start,
       search,
       effort.max_requests,
-      look,
+      observe_fn,
     )
     totals = functools.partial(
-      _totals, world, table, effort=effort, privileged=look is privileged
+      _totals, world, table, effort=effort, observe_fn=observe_fn
     )
     # A search may end below its start: other sessions than the judging ones
     # tell which to keep.
@@ -209,7 +215,7 @@ def audit_leaving(
     warm = found if values[1] > values[0] else start
     reached, _ = totals(warm)
     result.update(_with_interval(name, stats.relative_gain(reached, base)))
-  scaling = oracle.start_policy(world, env.observe, center, 0.15, False)
+  scaling = oracle.start_policy(world, env.observe, center, 0.15)
   probe, figures = linear_probe(world, center, scaling, effort)
   reached, _ = _totals(world, table, probe, effort)
   result.update(

@@ -109,7 +109,7 @@ def linear_probe(
     center,
     effort.probe_sessions,
     effort.max_requests,
-    held=True,
+    exploration="session",
   )
   log = rows.log
   served = np.asarray(rows.valid & ~log.bootstrap_only)

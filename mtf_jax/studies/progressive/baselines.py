@@ -64,7 +64,7 @@ def prepare(
     ),
   )
   # Blind, yet of the privileged policy's shape: one program finds both.
-  blind = begin._replace(scale=jnp.full_like(begin.scale, jnp.inf))
+  blind = oracle.blinded(begin)
   found = search_linear(run, run.keys["search"], blind, config.es_search)
   run = run._replace(es=found.weights[:, :, 0])
   run = with_algorithm(run, config, algorithm)
@@ -118,9 +118,7 @@ def es_matched_budget(run: Run) -> MatchedEs:
   steps = max(1, config.rounds * config.sessions_per_round // pair)
   policy = linear_policy(run.world, run.es, ES_LIMIT)
   limit = jnp.full_like(policy.upper, ES_LIMIT)
-  blind = policy._replace(
-    scale=jnp.full_like(policy.scale, jnp.inf), lower=-limit, upper=limit
-  )
+  blind = oracle.blinded(policy)._replace(lower=-limit, upper=limit)
   # Rounds fold in their own numbers, which end below this one.
   keys = jax.vmap(lambda key: jax.random.fold_in(key, config.rounds))(
     run.keys["round"]

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtf_jax.data import transitions
 from mtf_jax.evaluation import oracle
 from mtf_jax.studies.progressive import collect as collect_lib
 from mtf_jax.studies.progressive import config as config_lib
@@ -33,20 +32,20 @@ def num_bytes(tree: Any) -> int:
 
 def _lower_search(run: run_lib.Run, table: Any) -> Any:
   """The search of ES and of the privileged optimum, the larger of the two."""
-  config, look = run.config, env.privileged_observation
+  config, observe_fn = run.config, env.privileged_observation
   effort = max(
     config.es_search, config.oracle_search, key=lambda search: search.sessions
   )
   num_groups = run.world.group_weights.shape[1]
 
   def start(world, action):
-    return oracle.start_policy(world, look, action, 1.0, False)
+    return oracle.start_policy(world, observe_fn, action, 1.0)
 
   def search(rng_key, world, table, policy):
     # Without the outcomes that are judged but not searched for: a copy.
     own = table._replace(reward=table.reward[..., :num_groups])
     return oracle.optimise(
-      rng_key, world, own, policy, effort, config.max_requests, look
+      rng_key, world, own, policy, effort, config.max_requests, observe_fn
     )
 
   policy = jax.eval_shape(jax.vmap(start), run.world, run.es)
@@ -81,7 +80,7 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
     params,
     size,
     config.max_requests,
-    config.exploration == "session",
+    config.exploration,
   )
   part = collect.out_info
   room = jax.eval_shape(lambda part: collect_lib.empty_rows(part, parts), part)
@@ -89,12 +88,11 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
   dataset = jax.eval_shape(collect_lib.as_dataset, room)
   train = config.train
 
-  def n_step(rows):
-    spanned = transitions.n_step_transitions(
-      rows, train.num_steps, train.discount
-    )
-    # What it makes anew; the rest of the rows stays where it is.
-    return spanned.reward, spanned.discount, spanned.next_row
+  def made_anew(rows):
+    made = collect_lib.as_dataset(rows, train.num_steps, train.discount)
+    # The rest of the rows stays where it is.
+    fields = (made.discount, made.next_row, made.start_row)
+    return (*fields, made.reward) if train.num_steps > 1 else fields
 
   drift = functools.partial(drift_lib.drift, algorithm.learner)
   lowered = {
@@ -106,8 +104,7 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
     "put_rows": collect_lib.put_rows.lower(
       room, part, jnp.zeros((), jnp.int32)
     ),
-    "start_rows": jax.jit(jax.vmap(collect_lib.start_rows)).lower(room.start),
-    "n_step_transitions": jax.jit(jax.vmap(n_step)).lower(dataset),
+    "as_dataset": jax.jit(made_anew).lower(room),
     "update_chunk": loop.update_chunk_many.lower(
       algorithm.learner,
       jax.eval_shape(jax.vmap(loop.start), key, run.start),
@@ -136,7 +133,9 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
     "rows": num_bytes(dataset),
     # Of the rows as logged; the dataset is without them, and they stay until
     # it is made.
-    "row_flags": num_bytes((room.terminal, room.start)),
+    "row_flags": num_bytes(
+      (room.terminal, room.bootstrap_only, room.step, room.valid)
+    ),
   }
   return lowered, resident
 

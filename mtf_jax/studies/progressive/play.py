@@ -96,7 +96,7 @@ def _check(run: Run, new: Any, old: Any) -> list[dict[str, Any]] | None:
     continuations=config.check_continuations,
     sessions=config.check_sessions,
     max_requests=config.max_requests,
-    held=config.exploration == "session",
+    exploration=config.exploration,
   )
   objective = critic_check.Objective(
     *(

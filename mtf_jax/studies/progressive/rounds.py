@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data.transitions import TransitionDataset, n_step_transitions
+from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.evaluation.ab_test import figures
 from mtf_jax.studies.progressive.collect import (
   as_dataset,
@@ -73,16 +73,13 @@ def _collect(
       params,
       size,
       config.max_requests,
-      config.exploration == "session",
+      config.exploration,
     )
     if rows is None:
       rows = empty_rows(part, config.rounds * config.collect_parts)
     first = number * part.terminal.shape[1]
     rows = put_rows(rows, part, jnp.asarray(first, jnp.int32))
-  steps, gamma = config.train.num_steps, config.train.discount
-  return jax.vmap(lambda dataset: n_step_transitions(dataset, steps, gamma))(
-    as_dataset(rows)
-  )
+  return as_dataset(rows, config.train.num_steps, config.train.discount)
 
 
 def _train(

@@ -201,8 +201,8 @@ def linear_policy(
   """Linear policies of the privileged observation that answer `action`."""
 
   def one(world, action):
-    look = env.privileged_observation
-    return oracle.start_policy(world, look, action, half_width, False)
+    observe_fn = env.privileged_observation
+    return oracle.start_policy(world, observe_fn, action, half_width)
 
   return jax.vmap(one)(world, action)
 

@@ -78,7 +78,8 @@ def few(small_world):
 
 def test_search_finds_a_gain(few):
   table = returns_lib.expected_rewards(few)
-  start = oracle.start_policy(few, env.observe, jnp.zeros(10), 2.0, blind=True)
+  start = oracle.start_policy(few, env.observe, jnp.zeros(10), 2.0)
+  start = oracle.blinded(start)
   found = oracle.optimise(
     jax.random.key(0),
     few,
@@ -102,7 +103,7 @@ def test_search_finds_a_gain(few):
 
 def test_boxed_policy_stays_in_its_box(few):
   center = jnp.full(10, 0.9)
-  policy = oracle.start_policy(few, env.observe, center, 0.15, blind=False)
+  policy = oracle.start_policy(few, env.observe, center, 0.15)
   policy = policy._replace(weights=policy.weights + 1.0)
   observation = jnp.linspace(-5, 5, len(few.observation_names))
   decision = oracle.linear_act(policy, observation, jax.random.key(0))
@@ -112,14 +113,14 @@ def test_boxed_policy_stays_in_its_box(few):
 def test_start_policy_compiles_once_per_view(small_world):
   traces = []
 
-  def look(world, state):
+  def observe_fn(world, state):
     traces.append(None)
     return env.observe(world, state)
 
   for number, other in enumerate((small_world, small_world.replace())):
     other = other.replace(group_weights=other.group_weights * (1.0 + number))
     action = jnp.full(10, 0.1 * number, jnp.float32)
-    policy = oracle.start_policy(other, look, action, 0.15, number == 1)
+    policy = oracle.start_policy(other, observe_fn, action, 0.15)
     np.testing.assert_allclose(policy.weights[:, 0], action)
   assert len(traces) == 1
 
@@ -130,7 +131,7 @@ def test_probe_errors_take_sessions_as_units(few):
   With rows as units about 20 are: those of a session share their deviation.
   """
   center = jnp.zeros(10)
-  scaling = oracle.start_policy(few, env.observe, center, 0.15, False)
+  scaling = oracle.start_policy(few, env.observe, center, 0.15)
   effort = effort_lib.PRESETS["smoke"]._replace(
     probe_sessions=2048, max_requests=12
   )

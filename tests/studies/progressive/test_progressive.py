@@ -91,40 +91,49 @@ def test_not_exploring_serves_the_policy_itself(run):
   )
 
 
-def test_device_rows_are_the_packed_log(run):
+def _drawn_from(dataset):
+  """What a batch may hold, in the log's order, `observation_t` where it is used."""
+  count = int(dataset.num_transitions)
+  row = np.asarray(dataset.start_row[:count])
+  goes_on = np.asarray(dataset.discount)[row] > 0
+  following = np.asarray(dataset.next_row)[row][goes_on]
+  here = (
+    *(dataset.observation, dataset.action, dataset.box.lower),
+    *(dataset.box.upper, dataset.log_prob, dataset.exploration_held),
+    *(dataset.reward, dataset.discount),
+  )
+  there = (dataset.observation, dataset.box.lower, dataset.box.upper)
+  return (
+    *(np.asarray(x)[row] for x in here),
+    *(np.asarray(x)[following] for x in there),
+  )
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+@pytest.mark.parametrize("cut", transitions.CUTS)
+def test_a_round_and_its_file_give_the_same_rows(run, tmp_path, cut, num_steps):
   rows = _collect(run)
   flat = collect_lib.flat_rows(rows)
   # Two seeds and room to spare, the second half of it filled.
   part = run_lib.tree_stack([flat, jax.tree.map(lambda x: x[::-1], flat)])
   first = jnp.asarray(part.terminal.shape[1], jnp.int32)
   whole = collect_lib.put_rows(collect_lib.empty_rows(part, 2), part, first)
-  device = _first(collect_lib.as_dataset(whole))
+  options = {"cut": cut, "num_steps": num_steps, "discount": 0.9}
+  device = transitions.dataset_from(_first(whole), **options)
   log = rollout_lib.pack(rows)
-  cut = np.append(log.bootstrap_only[1:], False)
-  assert cut.any() and log.terminal.any()
-  # A session ends at the cut.
-  log = log._replace(terminal=log.terminal | cut)
-  packed = transitions.device_dataset(log)
-  assert int(device.num_transitions) == int(packed.num_transitions)
-
-  def rows_of(dataset):
-    count = int(dataset.num_transitions)
-    row = np.asarray(dataset.start_row[:count])
-    terminal = np.asarray(dataset.discount)[row] == 0
-    following = np.asarray(dataset.next_row)[row]
-    upper = np.asarray(dataset.box.upper)
-    return (
-      np.asarray(dataset.observation)[row],
-      np.asarray(dataset.action)[row],
-      np.asarray(dataset.reward)[row],
-      upper[row],
-      terminal,
-      np.asarray(dataset.observation)[following][~terminal],
-      upper[following][~terminal],
-    )
-
-  for ours, theirs in zip(rows_of(device), rows_of(packed), strict=True):
+  assert log.bootstrap_only.any() and log.terminal.any()
+  session_log.save_sessions(tmp_path / "log.npz", log)
+  loaded, _ = session_log.load_sessions(tmp_path / "log.npz")
+  packed = transitions.device_dataset(loaded, **options)
+  found, expected = _drawn_from(device), _drawn_from(packed)
+  for ours, theirs in zip(found, expected, strict=True):
     np.testing.assert_array_equal(ours, theirs)
+  served, cuts = int((~log.bootstrap_only).sum()), log.bootstrap_only.sum()
+  assert len(found[0]) == served - (cuts if cut == "drop" else 0)
+  if cut == "end":
+    # What a round is trained on.
+    study = _first(collect_lib.as_dataset(whole, num_steps, 0.9))
+    jax.tree.map(np.testing.assert_array_equal, study, device)
 
 
 def test_actor_starts_at_the_baseline_policy(run):
@@ -199,9 +208,6 @@ def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
   )
   held, anew = judge(0.15, True), judge(0.15, False)
   assert not np.array_equal(held.reward, anew.reward)
-  # The first request has the same draw either way.
-  once = np.asarray(held.requests) == 1
-  np.testing.assert_array_equal(held.reward[once], anew.reward[once])
 
 
 @pytest.mark.parametrize("exploration", config_lib.EXPLORATIONS)
@@ -336,10 +342,10 @@ def test_es_goes_on_with_the_budget_of_the_rounds(run):
 
 
 def test_a_seed_that_fails_is_named(run):
-  coefficients = run.start.coefficients
-  shift = coefficients.reward_shift.at[1].set(np.nan)
+  hyperparams = run.start.hyperparams
+  shift = hyperparams.reward_shift.at[1].set(np.nan)
   start = run.start._replace(
-    coefficients=coefficients._replace(reward_shift=shift)
+    hyperparams=hyperparams._replace(reward_shift=shift)
   )
   with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
     progressive.play_round(run, start, 0)
@@ -397,12 +403,15 @@ def test_memory_of_a_run_is_read_from_its_compiled_programs(run):
   features, actions, groups = run.normalization.mean.shape[1], 10, 2
   row = 4 * (features + 3 * actions + groups)
   put, chunk = (result["programs"][n] for n in ("put_rows", "update_chunk"))
-  # Written in place. Two flags here; in the dataset a discount and two indices.
-  assert put["alias_bytes"] == rows * (row + 2)
+  # Written in place. The density of the action, four flags and the step here;
+  # in the dataset density, one flag, a discount and two indices.
+  assert put["alias_bytes"] == rows * (row + 12)
   assert put["output_bytes"] - put["alias_bytes"] < 1024
+  # The learner has no use for densities.
   assert chunk["argument_bytes"] >= rows * (row + 12)
-  assert result["resident_bytes"]["rows"] == rows * (row + 12) + 2 * 4
-  assert result["resident_bytes"]["row_flags"] == rows * 2
+  assert result["resident_bytes"]["rows"] == rows * (row + 17) + 2 * 4
+  # Three flags and the step.
+  assert result["resident_bytes"]["row_flags"] == rows * 7
   search, table, drift = (
     result["programs"][n] for n in ("search", "expected_rewards", "drift")
   )
