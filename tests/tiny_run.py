@@ -2,7 +2,7 @@
 
 import functools
 
-from mtf_jax.evaluation.oracle import Search
+from mtf_jax.learners.es import Search
 from mtf_jax.studies.progressive.algorithm import make_algorithm
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.training.config import TrainConfig

@@ -1,14 +1,10 @@
-"""How much a policy can gain in a world: privileged optimisers and a probe.
+"""How much a policy can gain in a world: privileged optimisers.
 
 Nothing here is an algorithm that could be served: the optimisers interact with
 the world without limit, see every session twice under common random numbers and
 count expected rewards. They bound what a learner can hope for.
 
 Letters: `A` action components, `S` observation, `B` sessions, `G` groups.
-
-References:
-  [1] Salimans et al., "Evolution Strategies as a Scalable Alternative to
-  Reinforcement Learning", arXiv 1703.03864: antithetic perturbations.
 """
 
 import functools
@@ -17,9 +13,10 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.learners import es
+from mtf_jax.learners.es import Search
 from mtf_jax.policies import Decision, fixed_action
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
@@ -143,21 +140,6 @@ def blinded(policy: LinearPolicy) -> LinearPolicy:
   return policy._replace(scale=jnp.full_like(policy.scale, jnp.inf))
 
 
-class Search(NamedTuple):
-  """Effort of a privileged optimiser.
-
-  iterations: gradient steps.
-  sessions: sessions a step, each run twice.
-  noise: standard deviation of the action's perturbation.
-  learning_rate: of Adam, falling to a tenth.
-  """
-
-  iterations: int = 80
-  sessions: int = 4096
-  noise: float = 0.15
-  learning_rate: float = 0.03
-
-
 @functools.partial(
   jax.jit, static_argnames=("search", "max_requests", "observe_fn")
 )
@@ -173,8 +155,7 @@ def optimise(
   """Ascends the true session return with an evolution strategy.
 
   Each session is run with its own perturbation of the weights, forwards and
-  backwards under one key, so that a step costs `2 * sessions` sessions and
-  estimates the gradient of every weight [1].
+  backwards under one key, see `es.ascend`: a step costs `2 * sessions` sessions.
 
   Args:
     rng_key: random number generator key, consumed.
@@ -192,13 +173,8 @@ def optimise(
   seen = jnp.append(
     jnp.ones((1,)), jnp.where(jnp.isinf(policy.scale), 0.0, 1.0)
   )
-  deviation = search.noise * seen / jnp.sqrt(jnp.sum(seen))
-  schedule = optax.cosine_decay_schedule(
-    search.learning_rate, search.iterations, 0.1
-  )
-  optimiser = optax.adam(schedule, b1=0.8, b2=0.98)
 
-  def gain(weights, world_key, policy_key):
+  def session_reward(weights, world_key, policy_key):
     returns = returns_lib.session_return(
       world,
       table,
@@ -211,43 +187,17 @@ def optimise(
     )
     return jnp.sum(returns.expected)
 
-  def gradient(weights, key):
-    def one(key):
-      noise_key, world_key, policy_key = jax.random.split(key, 3)
-      delta = deviation[None, :] * jax.random.normal(noise_key, weights.shape)
-      # One copy of a session in the program, not two.
-      up, down = jax.vmap(
-        lambda sign: gain(weights + sign * delta, world_key, policy_key)
-      )(jnp.asarray([1.0, -1.0], jnp.float32))
-      return (up - down) * delta, up + down
-
-    slope, level = jax.vmap(one)(jax.random.split(key, search.sessions))
-    # In units of the deviation and of the mean return: Adam's epsilon and the
-    # learning rate then mean the same in every world.
-    scale = jnp.where(deviation > 0, 1.0 / jnp.maximum(deviation, 1e-9), 0.0)
-    return jnp.mean(slope, axis=0) * scale[None, :] / jnp.mean(level)
-
-  def update(carry, inputs):
-    weights, state, total = carry
-    key, late = inputs
-    slope = gradient(weights, key)
-    # Optax itself mixes types; a user's strict setting must not break it.
-    with jax.numpy_dtype_promotion("standard"):
-      change, state = optimiser.update(-slope, state)
-    weights = weights + change * seen[None, :]
+  def inside(weights):
     # A blind or boxed policy must not drift beyond what it can use.
-    weights = weights.at[:, 0].set(
-      jnp.clip(weights[:, 0], policy.lower, policy.upper)
-    )
-    return (weights, state, total + late * weights), None
+    first = jnp.clip(weights[:, 0], policy.lower, policy.upper)
+    return weights.at[:, 0].set(first)
 
-  late = jnp.arange(search.iterations) >= search.iterations // 2
-  late = late.astype(jnp.float32)
-  start = (
+  weights = es.ascend(
+    rng_key,
     policy.weights,
-    optimiser.init(policy.weights),
-    jnp.zeros_like(policy.weights),
+    session_reward,
+    search,
+    (search.noise * seen / jnp.sqrt(jnp.sum(seen)))[None, :],
+    inside,
   )
-  keys = jax.random.split(rng_key, search.iterations)
-  (_, _, total), _ = jax.lax.scan(update, start, (keys, late))
-  return policy._replace(weights=total / jnp.sum(late))
+  return policy._replace(weights=weights)

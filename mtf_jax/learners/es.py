@@ -22,7 +22,7 @@ class Search(NamedTuple):
 
   iterations: gradient steps.
   sessions: pairs of evaluations a step, each with a perturbation of its own.
-  noise: standard deviation of the perturbation, before `scale`.
+  noise: standard deviation of the perturbation of what the weights decide.
   learning_rate: of Adam, falling to a tenth.
   """
 
@@ -41,7 +41,7 @@ def ascend(
   weights: chex.Array,
   fitness: Fitness,
   search: Search,
-  scale: chex.Array,
+  stddev: chex.Array,
   project: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
   """Ascends a fitness with antithetic perturbations [1].
@@ -56,15 +56,14 @@ def ascend(
     fitness: `(weights, key, key) -> scalar`, positive on the mean: equal keys
       must give equal circumstances.
     search: effort, static.
-    scale: like `weights` or broadcast to it, non-negative; the perturbation's
-      size relative to `search.noise`. A weight with 0 stays where it is.
+    stddev: of the perturbation, like `weights` or broadcast to it, non-negative.
+      A weight with 0 stays where it is.
     project: applied to the weights after each step.
 
   Returns:
     `[...]`, the mean of the weights over the last half of the steps.
   """
-  moves = (scale > 0).astype(weights.dtype)
-  deviation = search.noise * scale
+  moves = (stddev > 0).astype(weights.dtype)
   schedule = optax.cosine_decay_schedule(
     search.learning_rate, search.iterations, 0.1
   )
@@ -74,7 +73,7 @@ def ascend(
   def gradient(weights, key):
     def one(key):
       noise_key, *keys = jax.random.split(key, 3)
-      delta = deviation * jax.random.normal(noise_key, weights.shape)
+      delta = stddev * jax.random.normal(noise_key, weights.shape)
       # One copy of the fitness in the program, not two.
       up, down = jax.vmap(lambda sign: fitness(weights + sign * delta, *keys))(
         signs
@@ -84,7 +83,7 @@ def ascend(
     slope, level = jax.vmap(one)(jax.random.split(key, search.sessions))
     # In units of the deviation and of the mean fitness: Adam's epsilon and the
     # learning rate then mean the same everywhere.
-    unit = jnp.where(deviation > 0, 1.0 / jnp.maximum(deviation, 1e-9), 0.0)
+    unit = jnp.where(stddev > 0, 1.0 / jnp.maximum(stddev, 1e-9), 0.0)
     return jnp.mean(slope, axis=0) * unit / jnp.mean(level)
 
   def update(carry, inputs):

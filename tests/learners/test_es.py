@@ -17,31 +17,31 @@ def _fitness(weights, event_key, policy_key):
 
 
 @functools.partial(jax.jit, static_argnames="search")
-def _ascend(rng_key, weights, scale, limit, search=_SEARCH):
+def _ascend(rng_key, weights, stddev, limit, search=_SEARCH):
   return es.ascend(
     rng_key,
     weights,
     _fitness,
     search,
-    scale,
+    stddev,
     lambda weights: jnp.clip(weights, -limit, limit),
   )
 
 
 def test_it_finds_the_best_weights():
   start = jnp.zeros((2, 3))
-  found = _ascend(jax.random.key(0), start, jnp.ones((1, 3)), 1.0)
+  found = _ascend(jax.random.key(0), start, jnp.full((1, 3), 0.1), 1.0)
   np.testing.assert_allclose(found, _BEST, atol=0.05)
-  again = _ascend(jax.random.key(0), start, jnp.ones((1, 3)), 1.0)
+  again = _ascend(jax.random.key(0), start, jnp.full((1, 3), 0.1), 1.0)
   np.testing.assert_array_equal(found, again)
-  other = _ascend(jax.random.key(1), start, jnp.ones((1, 3)), 1.0)
+  other = _ascend(jax.random.key(1), start, jnp.full((1, 3), 0.1), 1.0)
   assert not np.array_equal(found, other)
 
 
 def test_a_weight_without_noise_stays_and_the_projection_holds():
   start = jnp.full((2, 3), 0.1)
-  scale = jnp.array([[1.0, 0.0, 1.0]])
-  found = _ascend(jax.random.key(0), start, scale, 0.4)
+  stddev = jnp.array([[0.1, 0.0, 0.1]])
+  found = _ascend(jax.random.key(0), start, stddev, 0.4)
   np.testing.assert_allclose(found[:, 1], 0.1, rtol=1e-6)
   expected = np.clip(_BEST, -0.4, 0.4)
   np.testing.assert_allclose(found[:, [0, 2]], expected[:, [0, 2]], atol=0.05)
@@ -50,7 +50,7 @@ def test_a_weight_without_noise_stays_and_the_projection_holds():
 
 def test_pairs_cancel_what_their_keys_decide():
   """The noise has deviation 1.4, the fitness changes by .01 in a step."""
-  search = _SEARCH._replace(iterations=2, sessions=4096, noise=0.01)
+  search = _SEARCH._replace(iterations=2, sessions=4096)
   start = jnp.asarray(_BEST) + 0.2
-  found = _ascend(jax.random.key(2), start, jnp.ones((1, 3)), 1.0, search)
+  found = _ascend(jax.random.key(2), start, jnp.full((1, 3), 0.01), 1.0, search)
   assert np.all(np.asarray(found) < np.asarray(start))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mtf_jax.evaluation.oracle import Search
+from mtf_jax.learners.es import Search
 
 
 class Effort(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from mtf_jax.evaluation.oracle import Search
+from mtf_jax.learners.es import Search
 from mtf_jax.training.config import TrainConfig, hyperparams_of
 
 HALF_WIDTH = 0.15  # Of the box, from [1].

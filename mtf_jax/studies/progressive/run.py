@@ -21,8 +21,9 @@ from mtf_jax.evaluation.ab_test import (
   judging_world,
   rewards_of,
 )
-from mtf_jax.evaluation.oracle import LinearPolicy, Search
+from mtf_jax.evaluation.oracle import LinearPolicy
 from mtf_jax.learners.base import Normalization
+from mtf_jax.learners.es import Search
 from mtf_jax.policies import PolicyParams
 from mtf_jax.studies.progressive.algorithm import Algorithm, initial_state
 from mtf_jax.studies.progressive.config import ProgressiveConfig

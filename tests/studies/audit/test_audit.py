@@ -8,7 +8,7 @@ import pytest
 from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation import statistics as stats
-from mtf_jax.evaluation.oracle import Search
+from mtf_jax.learners.es import Search
 from mtf_jax.studies.audit import audit, marginals, probe
 from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.worlds import env
