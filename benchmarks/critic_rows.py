@@ -18,7 +18,7 @@ from absl import app
 from benchmarks import harness
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
-from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.kernels.exploration import HALF_WIDTH, ActionBox
 from mtf_jax.learners.base import normalization_from
 from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 
   features: int = 16
   components: int = 10
-  half_width: float = 0.15
+  half_width: float = HALF_WIDTH
   action_share: float = 0.002
   value_share: float = 0.3
 

@@ -24,7 +24,7 @@ from absl import app, flags
 from benchmarks import harness
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
-from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.kernels.exploration import HALF_WIDTH, ActionBox
 from mtf_jax.learners.base import normalization_from
 from mtf_jax.learners.integrated_rl import integrated_rl
 from mtf_jax.training import loop
@@ -64,7 +64,7 @@ def make_dataset() -> transitions.TransitionDataset:
   """Random sessions of 16 requests."""
   rng = np.random.default_rng(0)
   centre = rng.uniform(-0.5, 0.5, (_ROWS, _A)).astype(np.float32)
-  half_width = np.float32(0.15)
+  half_width = np.float32(HALF_WIDTH)
   step = np.arange(_ROWS, dtype=np.int32) % _SESSION
   log = session_log.SessionLog(
     observation=rng.normal(size=(_ROWS, _S)).astype(np.float32),

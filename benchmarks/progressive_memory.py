@@ -15,10 +15,10 @@ from absl import app, flags
 
 from benchmarks import harness
 from mtf_jax.fitting import synthetic
-from mtf_jax.studies.progressive import algorithm as algorithm_lib
 from mtf_jax.studies.progressive import config as config_lib
+from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import memory as progressive_memory
-from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import study_learner as study_learner_lib
 
 _PRESET = flags.DEFINE_enum(
   "preset", "paper", list(config_lib.PRESETS), "Size of the run."
@@ -37,10 +37,14 @@ def main(argv: Sequence[str]) -> None:
   config = config_lib.PRESETS[_PRESET.value]
   seeds = list(range(_PARALLEL_SEEDS.value))
   world = synthetic.synthetic_world(config.world_size)
-  algorithm = algorithm_lib.make_algorithm(config.train, world)
-  run = run_lib.assemble(config, [world] * len(seeds), seeds, algorithm)
-  run = run_lib.with_algorithm(run, config, algorithm)
-  result = progressive_memory.measure(run)
+  study_learner = study_learner_lib.make_study_learner(config.train, world)
+  experiment = experiment_lib.assemble(
+    config, [world] * len(seeds), seeds, study_learner
+  )
+  experiment = experiment_lib.with_study_learner(
+    experiment, config, study_learner
+  )
+  result = progressive_memory.measure(experiment)
   gigabyte = 1e9
   print(
     harness.markdown_table(

@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
   for judged_on in (dates[1:], dates):
     part = rows.on(judged_on)
     figures = {
-      leaving: log_gauc.judge(part, world.fusion_spec, weights, runs)
+      leaving: log_gauc.evaluate(part, world.fusion_spec, weights, runs)
       for leaving, runs in policies.items()
     }
     result["days"].append({"dates": judged_on.tolist(), "leaving": figures})

@@ -33,7 +33,6 @@ def test_a_result_row():
   row = kernels.time_workload("exceedance", 3, ceilings, repeats=7)
   # Three times ten components of action, lower and upper in, one number out.
   assert row["bytes"] == 3 * 4 * (3 * 10 + 1)
-  assert row["min_s"] <= row["median_s"] <= row["max_s"]
   assert row["share_of_copy_ceiling"] == pytest.approx(
     row["bytes"] / row["median_s"]
   )

@@ -3,8 +3,8 @@
 import functools
 
 from mtf_jax.learners.es import Search
-from mtf_jax.studies.progressive.algorithm import make_algorithm
 from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.study_learner import make_study_learner
 from mtf_jax.training.config import TrainConfig
 from tests.small_world import small_world
 
@@ -36,5 +36,5 @@ TINY = ProgressiveConfig(
 
 
 @functools.cache
-def tiny_algorithm(learner="integrated_rl:box"):
-  return make_algorithm(TINY.with_learner(learner).train, small_world())
+def tiny_study_learner(learner="integrated_rl:box"):
+  return make_study_learner(TINY.with_learner(learner).train, small_world())

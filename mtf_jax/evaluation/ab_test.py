@@ -23,7 +23,7 @@ from mtf_jax.worlds.world import World
 OUTCOMES = ("valid", "play_seconds", "hate")
 
 
-class Judged(NamedTuple):
+class EvalResult(NamedTuple):
   """What a policy's sessions brought, `[B, ...]`, in an order of sessions that
   is the same for every policy judged with one key.
 
@@ -39,7 +39,7 @@ class Judged(NamedTuple):
   requests: jax.Array
 
 
-def judging_world(world: World) -> World:
+def evaluation_world(world: World) -> World:
   """The world with a reward group more for each outcome to be judged.
 
   Expected-value accounting then covers them. The reward groups are no part of
@@ -53,7 +53,7 @@ def judging_world(world: World) -> World:
 
 
 def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
-  """The part of a judging world's table that is the world's own."""
+  """The part of an evaluation world's table that is the world's own."""
   num_groups = world.group_weights.shape[-2]
   return table._replace(reward=table.reward[..., :num_groups])
 
@@ -61,7 +61,7 @@ def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
 @functools.partial(
   jax.jit, static_argnames=("act", "num_sessions", "max_requests", "observe_fn")
 )
-def judge(
+def evaluate(
   rng_key: chex.PRNGKey,
   world: World,
   table: ExpectedRewards,
@@ -71,12 +71,12 @@ def judge(
   max_requests: int,
   observe_fn: ObserveFn = env.observe,
   held: chex.Numeric = False,
-) -> Judged:
+) -> EvalResult:
   """Runs a policy; one key gives every policy the same users and noise.
 
   Args:
     rng_key: random number generator key, consumed.
-    world: of `judging_world`.
+    world: of `evaluation_world`.
     table: `returns.expected_rewards(world)`.
     act: the policy, static.
     params: its parameters.
@@ -110,7 +110,7 @@ def judge(
     jax.random.split(policy_key, num_sessions),
   )
   groups = returns.expected.shape[1] - len(OUTCOMES)
-  return Judged(
+  return EvalResult(
     user=user,
     reward=jnp.sum(returns.expected[:, :groups], axis=1),
     outcome=returns.expected[:, groups:],
@@ -118,7 +118,9 @@ def judge(
   )
 
 
-def figures(policy: Judged, base: Judged, slate_size: int) -> dict[str, Any]:
+def figures(
+  policy: EvalResult, base: EvalResult, slate_size: int
+) -> dict[str, Any]:
   """Gains of a policy over a base, ready for JSON.
 
   Args:
@@ -143,8 +145,8 @@ def figures(policy: Judged, base: Judged, slate_size: int) -> dict[str, Any]:
     result[f"{name}_gain_pct"] = gain.gain
     result[f"{name}_gain_ci95"] = list(gain.ci95)
     result[f"{name}_p_value"] = gain.p_value
-  for name, judged in (("hate_rate", policy), ("hate_rate_base", base)):
-    hates = np.asarray(judged.outcome[:, column["hate"]], np.float64).sum()
-    shown = np.asarray(judged.requests, np.float64).sum() * slate_size
+  for name, results in (("hate_rate", policy), ("hate_rate_base", base)):
+    hates = np.asarray(results.outcome[:, column["hate"]], np.float64).sum()
+    shown = np.asarray(results.requests, np.float64).sum() * slate_size
     result[name] = float(hates / shown)
   return result

@@ -76,7 +76,7 @@ def mtf_gauc(auc: np.ndarray, impressions: Impressions) -> float:
   return float(total.sum() / weight.sum()) if weight.any() else float("nan")
 
 
-def compare(
+def compare_policies(
   auc: Mapping[str, np.ndarray],
   impressions: Impressions,
   base: str,

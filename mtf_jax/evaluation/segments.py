@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtf_jax.evaluation.ab_test import Judged
+from mtf_jax.evaluation.ab_test import EvalResult
 from mtf_jax.evaluation.statistics import paired_comparison
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.worlds.world import World
@@ -27,7 +27,9 @@ FEATURES = (
 _TERCILES = ("low", "middle", "high")
 
 
-def gains(policy: Judged, base: Judged, world: World) -> list[dict[str, Any]]:
+def gains(
+  policy: EvalResult, base: EvalResult, world: World
+) -> list[dict[str, Any]]:
   """Reward gains by tercile of the users, for each feature of `FEATURES`.
 
   Intervals are those of `statistics.paired_comparison`; they are not corrected for the

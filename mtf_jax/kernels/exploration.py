@@ -20,6 +20,9 @@ from mtf_jax.kernels import _checks
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
+HALF_WIDTH = 0.15  # Of the box, b_u = -b_l in [1].
+
+
 class ActionBox(NamedTuple):
   """The closed box of actions that the exploration policy can log.
 
@@ -60,8 +63,8 @@ def box_arrays(
 
 def action_box(
   baseline_action: chex.Array,
-  lower_offset: chex.Numeric = -0.15,
-  upper_offset: chex.Numeric = 0.15,
+  lower_offset: chex.Numeric = -HALF_WIDTH,
+  upper_offset: chex.Numeric = HALF_WIDTH,
   low: chex.Numeric = -1.0,
   high: chex.Numeric = 1.0,
 ) -> ActionBox:

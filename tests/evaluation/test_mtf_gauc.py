@@ -65,7 +65,7 @@ def test_intervals_are_over_users_and_paired():
   noise = rng.standard_normal(num_users * shown)
   good = mtf_gauc.day_auc(noise + 0.5 * impressions.label, impressions)
   better = mtf_gauc.day_auc(noise + 0.6 * impressions.label, impressions)
-  found = mtf_gauc.compare(
+  found = mtf_gauc.compare_policies(
     {"good": good, "better": better}, impressions, "good"
   )
   assert found["good"]["minus_base"] == 0
@@ -83,7 +83,7 @@ def test_intervals_are_over_users_and_paired():
     np.r_[impressions.day, impressions.day + num_users],
     np.tile(user, 2),
   )
-  again = mtf_gauc.compare({"good": np.tile(good, 2)}, twice, "good")
+  again = mtf_gauc.compare_policies({"good": np.tile(good, 2)}, twice, "good")
   np.testing.assert_allclose(again["good"]["ci95"], found["good"]["ci95"])
 
 
@@ -91,9 +91,9 @@ def test_what_cannot_be_compared_is_refused():
   impressions = _by_hand()
   auc = {"ES": mtf_gauc.day_auc(_SCORE, impressions)}
   with pytest.raises(ValueError, match=r"base: expected one of \['ES'\]"):
-    mtf_gauc.compare(auc, impressions, "es")
+    mtf_gauc.compare_policies(auc, impressions, "es")
   alike = impressions._replace(label=np.ones(9))
   auc = {"ES": mtf_gauc.day_auc(_SCORE, alike)}
   assert np.isnan(mtf_gauc.mtf_gauc(auc["ES"], alike))
   with pytest.raises(ValueError, match="a user day with both labels"):
-    mtf_gauc.compare(auc, alike, "ES")
+    mtf_gauc.compare_policies(auc, alike, "ES")

@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 
 from mtf_jax.evaluation import segments
-from mtf_jax.evaluation.ab_test import Judged
+from mtf_jax.evaluation.ab_test import EvalResult
 from mtf_jax.studies.progressive import report as progressive_report
 from tests.small_world import small_world
 
 
 @pytest.fixture(scope="module")
-def judged():
+def results():
   """Active users gain 10%, the others nothing."""
   world = small_world()
   rng = np.random.default_rng(0)
@@ -23,13 +23,13 @@ def judged():
   policy += 0.01 * rng.standard_normal(2000)
 
   def as_judged(reward):
-    return Judged(user, reward, np.zeros((2000, 3)), np.ones(2000))
+    return EvalResult(user, reward, np.zeros((2000, 3)), np.ones(2000))
 
   return as_judged(policy), as_judged(base), world
 
 
-def test_the_segment_that_gains_is_found(judged):
-  policy, base, world = judged
+def test_the_segment_that_gains_is_found(results):
+  policy, base, world = results
   rows = segments.gains(policy, base, world)
   found = {(row["feature"], row["segment"]): row for row in rows}
   assert found["activity", "high"]["reward_gain_pct"] == pytest.approx(
@@ -41,8 +41,8 @@ def test_the_segment_that_gains_is_found(judged):
   assert [row["users"] for row in rows[1:4]] == [21, 21, 22]
 
 
-def test_segments_add_up_to_all(judged):
-  rows = segments.gains(*judged)
+def test_segments_add_up_to_all(results):
+  rows = segments.gains(*results)
   everyone = rows[0]
   assert everyone["sessions"] == 2000 and everyone["base_share"] == 1
   for name in ("activity", "history_play", "history_interaction"):
@@ -54,11 +54,11 @@ def test_segments_add_up_to_all(judged):
     assert total == pytest.approx(everyone["reward_gain_pct"], rel=1e-9)
 
 
-def test_a_single_user_has_no_interval(judged):
-  policy, base, world = judged
+def test_a_single_user_has_no_interval(results):
+  policy, base, world = results
 
-  def first(judged):
-    return Judged(*(leaf[judged.user == base.user[0]] for leaf in judged))
+  def first(results):
+    return EvalResult(*(leaf[results.user == base.user[0]] for leaf in results))
 
   rows = segments.gains(first(policy), first(base), world)
   assert rows[0]["users"] == 1
@@ -66,8 +66,8 @@ def test_a_single_user_has_no_interval(judged):
   assert segments.table("one", rows).rows[0][-1] == ""
 
 
-def test_table_reads_as_markdown(judged):
-  rows = segments.gains(*judged)
+def test_table_reads_as_markdown(results):
+  rows = segments.gains(*results)
   page = progressive_report.markdown([segments.table("Segments", rows)], "{}")
   lines = page.splitlines()
   assert "## Segments" in lines
@@ -75,8 +75,8 @@ def test_table_reads_as_markdown(judged):
   assert f"{rows[3]['reward_gain_pct']:+.2f} [" in line
 
 
-def test_unpaired_policies_and_unknown_features_are_refused(judged):
-  policy, base, world = judged
+def test_unpaired_policies_and_unknown_features_are_refused(results):
+  policy, base, world = results
   with pytest.raises(ValueError, match="expected the same users' sessions"):
     segments.gains(policy._replace(user=base.user[::-1]), base, world)
   bare = world.replace(

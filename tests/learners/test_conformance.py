@@ -22,7 +22,7 @@ from mtf_jax.learners import registry
 from mtf_jax.learners.base import normalization_from
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
-from tests.session_logs import random_log
+from tests.session_logs import log_of, random_log
 
 _ROOT = pathlib.Path(__file__).parents[2]
 SIZES = (8,)
@@ -35,10 +35,12 @@ class Case(NamedTuple):
 
   others: a value unlike the default for every hyperparameter.
   stochastic: whether `act` draws from its key.
+  improves: whether it seeks reward, and does not just repeat what was logged.
   """
 
   others: dict[str, Any]
   stochastic: bool = False
+  improves: bool = True
 
 
 CASES = {
@@ -56,7 +58,9 @@ CASES = {
       "max_gradient_norm": 0.1,
     }
   ),
-  "bc": Case({"actor_learning_rate": 2e-3, "max_gradient_norm": 0.1}),
+  "bc": Case(
+    {"actor_learning_rate": 2e-3, "max_gradient_norm": 0.1}, improves=False
+  ),
   "td3_bc": Case(
     {
       "discount": 0.5,
@@ -330,6 +334,73 @@ def test_a_value_is_one_number_for_each_group(name):
   for place in (0, 1):
     changed = [*given[:place], given[place] + 1, *given[place + 1 :]]
     assert not np.any(value(start(name), *changed) == found)
+
+
+def log_with_an_effect(seed, permuted):
+  """Sessions of three requests; reward rises with a session's deviation.
+
+  Permuted, the deviations are another session's and explain nothing.
+  """
+  rng = np.random.default_rng(seed)
+  sessions, length = 256, 3
+  deviation = rng.uniform(-0.15, 0.15, (sessions, A))
+  # As large as the deviation's own effect: a log in which it is plain.
+  noise = 0.1 * rng.normal(size=(sessions * length, G))
+  reward = 1 + np.repeat(deviation.sum(axis=1), length)[:, None] + noise
+  if permuted:
+    deviation = deviation[rng.permutation(sessions)]
+  observation = rng.normal(size=(sessions * length, 3))
+  action = np.repeat(deviation, length, axis=0)
+  return log_of(observation, action, reward, session_length=length)
+
+
+def gains_of_seeds(name, permuted, num_seeds=12):
+  """True gain over the logging policy, from as many logs and starts."""
+  learner = build(name)
+  fields = registry.LEARNERS[name].hyperparams()
+  rates = ("actor_learning_rate", "critic_learning_rate")
+  faster = {rate: 0.01 for rate in rates if rate in fields._fields}
+  runs, datasets = [], []
+  for seed in range(num_seeds):
+    dataset = transitions.device_dataset(log_with_an_effect(seed, permuted))
+    one = transitions.sample_transitions(jax.random.key(0), dataset, 1)
+    state = learner.init(
+      jax.random.key(seed),
+      jax.tree.map(lambda leaf: leaf[0], one),
+      fields._replace(**faster),
+      normalization_from(dataset),
+    )
+    runs.append(loop.start(jax.random.key(100 + seed), state))
+    datasets.append(dataset)
+  state, dataset = (
+    jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    for trees in (runs, datasets)
+  )
+  state = loop.train_many(
+    learner, state, dataset, 400, batch_size=64, chunk_size=400
+  )
+  act = jax.vmap(learner.act, (None, 0, None))
+  action = jax.vmap(act, (0, 0, None))(
+    jax.vmap(learner.policy)(state.learner),
+    dataset.observation,
+    jax.random.key(1),
+  )
+  return np.asarray(jnp.mean(jnp.sum(action, axis=2), axis=1), np.float64)
+
+
+@every_learner
+def test_a_placebo_gains_nothing(name):
+  """The same logs with the deviations permuted across sessions."""
+
+  def interval(gains):
+    # Student's t for 11 degrees of freedom, 95%.
+    error = 2.201 * gains.std(ddof=1) / np.sqrt(gains.size)
+    return gains.mean() - error, gains.mean() + error
+
+  low, high = interval(gains_of_seeds(name, permuted=True))
+  assert low <= 0 <= high
+  if CASES[name].improves:
+    assert interval(gains_of_seeds(name, permuted=False))[0] > max(high, 0)
 
 
 # One program is less to compile than every operation by itself.

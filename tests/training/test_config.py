@@ -13,12 +13,6 @@ def test_presets_are_json_and_differ():
   assert len(texts) == len(PRESETS) == 3
 
 
-def test_the_paper_preset_is_the_papers():
-  paper = PRESETS["paper"]
-  assert (paper.ensemble_size, paper.batch_size) == (24, 256)
-  assert (paper.num_updates, paper.critic) == (300_000, "mlp")
-
-
 @pytest.mark.parametrize(
   ("changes", "message"),
   [

@@ -22,6 +22,7 @@ from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.oracle import LinearPolicy
 from mtf_jax.evaluation.statistics import Gain
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.audit.effort import Effort
 from mtf_jax.studies.audit.marginals import (
   _B,
@@ -185,7 +186,7 @@ def audit_leaving(
   # it starts with.
   slow = search._replace(learning_rate=search.learning_rate / 3)
   searches = (
-    ("in_box_gain_pct", observe, 0.15, search),
+    ("in_box_gain_pct", observe, HALF_WIDTH, search),
     ("personal_headroom_pct", observe, 2.0, search),
     ("privileged_headroom_pct", privileged, 2.0, slow),
   )
@@ -215,7 +216,7 @@ def audit_leaving(
     warm = found if values[1] > values[0] else start
     reached, _ = totals(warm)
     result.update(_with_interval(name, stats.relative_gain(reached, base)))
-  scaling = oracle.start_policy(world, env.observe, center, 0.15)
+  scaling = oracle.start_policy(world, env.observe, center, HALF_WIDTH)
   probe, figures = linear_probe(world, center, scaling, effort)
   reached, _ = _totals(world, table, probe, effort)
   result.update(

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtf_jax import policies
 from mtf_jax.evaluation.oracle import LinearPolicy
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.audit.effort import Effort
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
@@ -34,7 +35,10 @@ def explained_share(
     def one(key):
       action_key, first, second = jax.random.split(key, 3)
       offset = jax.random.uniform(
-        action_key, (2, center.shape[0]), minval=-0.15, maxval=0.15
+        action_key,
+        (2, center.shape[0]),
+        minval=-HALF_WIDTH,
+        maxval=HALF_WIDTH,
       )
       actions = jnp.clip(center[None, :] + offset, -1.0, 1.0)
       user = env.reset(first, world).user
@@ -154,7 +158,7 @@ def linear_probe(
   kept = kept.reshape(num_actions, num_features)
   typical = np.sqrt(np.mean(np.sum(kept**2, axis=1)))
   # Deviations of typical size act at three times the box, and are clipped.
-  weights = 0.15 * 3.0 * kept / max(typical, 1e-9)
+  weights = HALF_WIDTH * 3.0 * kept / max(typical, 1e-9)
   weights[:, 0] += np.asarray(center)
   probe = policy._replace(weights=jnp.asarray(weights, jnp.float32))
   return probe, {

@@ -8,6 +8,7 @@ import matplotlib.figure
 import numpy as np
 
 from mtf_jax.io import replacing
+from mtf_jax.kernels.exploration import HALF_WIDTH
 
 _COLOURS = ("#1f5aa6", "#d9822b", "#3a8f5c")
 _GAINS = (
@@ -100,7 +101,7 @@ def _sensitivity(
   for n, axis in enumerate(axes.flat):
     centre = facts["best_global_action"][n]
     axis.axhline(0, color="0.8", linewidth=0.8)
-    axis.axvspan(centre - 0.15, centre + 0.15, color="0.9")
+    axis.axvspan(centre - HALF_WIDTH, centre + HALF_WIDTH, color="0.9")
     axis.fill_between(
       grid, curves["low"][n], curves["high"][n], color=_COLOURS[0], alpha=0.3
     )
@@ -111,7 +112,7 @@ def _sensitivity(
     axis.set_ylabel("return, % of best global")
   for axis in axes[1]:
     axis.set_xlabel("action component")
-  figure.suptitle(f"{name}: one component moved, box of 0.15 shaded")
+  figure.suptitle(f"{name}: one component moved, box of {HALF_WIDTH} shaded")
   return figure
 
 

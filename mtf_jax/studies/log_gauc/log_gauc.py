@@ -61,7 +61,7 @@ def references(
   }
 
 
-def judge(
+def evaluate(
   held_out: HeldOut,
   spec: FusionSpec,
   weights: Mapping[str, FusionWeights],
@@ -106,19 +106,20 @@ def judge(
     "impressions": int(counts[shown.day].sum()),
     "users": len(np.unique(shown.user[counts])),
     "users_in_world": len(np.unique(shown.user[counts & held_out.in_world])),
-    "mean": mtf_gauc.compare({**fixed, **mean}, shown, BASE),
+    "mean": mtf_gauc.compare_policies({**fixed, **mean}, shown, BASE),
     "runs": {
-      run: mtf_gauc.compare(auc, shown, BASE) for run, auc in runs.items()
+      run: mtf_gauc.compare_policies(auc, shown, BASE)
+      for run, auc in runs.items()
     },
   }
 
 
 def table(title: str, judged: Mapping[str, Any]) -> Table:
-  """`judge`'s figures for reading.
+  """`evaluate`'s figures for reading.
 
   Args:
     title: heading.
-    judged: of `judge`.
+    judged: of `evaluate`.
   """
 
   def cell(value, interval, form):

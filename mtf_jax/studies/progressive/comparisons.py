@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtf_jax.evaluation.ab_test import Judged
+from mtf_jax.evaluation.ab_test import EvalResult
 from mtf_jax.evaluation.statistics import Comparison, paired_comparison
 
 BASELINE = "baseline_policy"
@@ -67,7 +67,7 @@ CONTESTS = (
 )
 
 
-def compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
+def compare_rewards(policy: EvalResult, base: EvalResult) -> list[Comparison]:
   """Paired comparisons of the session reward, by seed."""
   policy, base = jax.device_get((policy, base))
   return [
@@ -77,18 +77,20 @@ def compare_rewards(policy: Judged, base: Judged) -> list[Comparison]:
 
 
 def contest_results(
-  judged: Mapping[str, Judged],
+  results: Mapping[str, EvalResult],
 ) -> list[dict[str, dict[str, Any]]]:
   """All contests by seed, ready for JSON.
 
   Args:
-    judged: by name, all policies of `CONTESTS`, each `[R, B]`.
+    results: by name, all policies of `CONTESTS`, each `[R, B]`.
 
   Returns:
     By seed and contest `pct` and `ci95`.
   """
   found = {
-    contest.name: compare_rewards(judged[contest.policy], judged[contest.base])
+    contest.name: compare_rewards(
+      results[contest.policy], results[contest.base]
+    )
     for contest in CONTESTS
   }
   (count,) = {len(gains) for gains in found.values()}

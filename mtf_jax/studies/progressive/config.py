@@ -6,7 +6,6 @@ from typing import Any
 from mtf_jax.learners.es import Search
 from mtf_jax.training.config import TrainConfig, hyperparams_of
 
-HALF_WIDTH = 0.15  # Of the box, from [1].
 EXPLORATIONS = ("session", "request")
 GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
 

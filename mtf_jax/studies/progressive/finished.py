@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from mtf_jax import policies
 from mtf_jax.policies import PolicyParams, fixed_action
-from mtf_jax.studies.progressive import algorithm as algorithm_lib
-from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import experiment as experiment_lib
+from mtf_jax.studies.progressive import study_learner as study_learner_lib
 from mtf_jax.studies.progressive.run_dir import RunDir, RunDirError
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.worlds.world import World, fingerprint
@@ -84,8 +84,8 @@ def read_policies(
   run_dir = RunDir(run_dir)
   plan = run_dir.plan()
   configs = plan.configs
-  algorithms = {
-    name: algorithm_lib.make_algorithm(config.train, world)
+  study_learners = {
+    name: study_learner_lib.make_study_learner(config.train, world)
     for name, config in configs.items()
   }
   for leaving in plan.leaving:
@@ -94,9 +94,13 @@ def read_policies(
       folder = run_dir.group(leaving, seeds)
       same = {"world": fingerprint(left), "seeds": list(seeds)}
       for name, config in configs.items():
-        algorithm = algorithms[name]
-        run = run_lib.assemble(config, [left] * len(seeds), seeds, algorithm)
-        template = run_lib.with_algorithm(run, config, algorithm).start
+        study_learner = study_learners[name]
+        experiment = experiment_lib.assemble(
+          config, [left] * len(seeds), seeds, study_learner
+        )
+        template = experiment_lib.with_study_learner(
+          experiment, config, study_learner
+        ).start
         last = _restore(
           folder.learner(name).rounds,
           template,
@@ -104,14 +108,14 @@ def read_policies(
         )
         alone = _restore(folder.learner(name).single_batch, template, same)
         for label, state in (("progressive", last), ("single batch", alone)):
-          params = run_lib.policy_params(algorithm, state)
+          params = experiment_lib.policy_params(study_learner, state)
           for n, seed in enumerate(seeds):
             yield FinishedPolicy(
               seed=seed,
               leaving=leaving,
               name=f"{label}, {name}",
-              act=algorithm.act,
-              params=run_lib.tree_index(params, n),
+              act=study_learner.act,
+              params=experiment_lib.tree_index(params, n),
             )
       result = folder.read_result()
       if result is None:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from mtf_jax.evaluation import oracle
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.progressive import collect as collect_lib
-from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import drift as drift_lib
-from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.training import loop
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
@@ -30,13 +30,13 @@ def num_bytes(tree: Any) -> int:
   )
 
 
-def _lower_search(run: run_lib.Run, table: Any) -> Any:
+def _lower_search(experiment: experiment_lib.Experiment, table: Any) -> Any:
   """The search of ES and of the privileged optimum, the larger of the two."""
-  config, observe_fn = run.config, env.privileged_observation
+  config, observe_fn = experiment.config, env.privileged_observation
   effort = max(
     config.es_search, config.oracle_search, key=lambda search: search.sessions
   )
-  num_groups = run.world.group_weights.shape[1]
+  num_groups = experiment.world.group_weights.shape[1]
 
   def start(world, action):
     return oracle.start_policy(world, observe_fn, action, 1.0)
@@ -48,35 +48,37 @@ def _lower_search(run: run_lib.Run, table: Any) -> Any:
       rng_key, world, own, policy, effort, config.max_requests, observe_fn
     )
 
-  policy = jax.eval_shape(jax.vmap(start), run.world, run.es)
+  policy = jax.eval_shape(jax.vmap(start), experiment.world, experiment.es)
   return jax.jit(jax.vmap(search)).lower(
-    run.keys["search"], run.world, table, policy
+    experiment.keys["search"], experiment.world, table, policy
   )
 
 
-def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
+def programs(
+  experiment: experiment_lib.Experiment,
+) -> tuple[dict[str, Any], dict[str, int]]:
   """Lowers what a run executes at its size, from shapes.
 
   Args:
-    run: of `run_lib.assemble`, with `start` set.
+    experiment: of `experiment_lib.assemble`, with `start` set.
 
   Returns:
     Name -> lowered program, and name -> bytes of what stays on the device.
   """
-  config, algorithm = run.config, run.algorithm
-  key = run.keys["round"]
+  config, study_learner = experiment.config, experiment.study_learner
+  key = experiment.keys["round"]
   params = jax.eval_shape(
-    lambda state: run_lib.policy_params(
-      algorithm, state, config_lib.HALF_WIDTH
+    lambda state: experiment_lib.policy_params(
+      study_learner, state, HALF_WIDTH
     ),
-    run.start,
+    experiment.start,
   )
   size = config.sessions_per_round // config.collect_parts
   parts = config.rounds * config.collect_parts
   collect = collect_lib.collect_part.lower(
     key,
-    run.world,
-    algorithm.act,
+    experiment.world,
+    study_learner.act,
     params,
     size,
     config.max_requests,
@@ -84,7 +86,9 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
   )
   part = collect.out_info
   room = jax.eval_shape(lambda part: collect_lib.empty_rows(part, parts), part)
-  table = jax.eval_shape(jax.vmap(returns_lib.expected_rewards), run.judging)
+  table = jax.eval_shape(
+    jax.vmap(returns_lib.expected_rewards), experiment.evaluation_world
+  )
   dataset = jax.eval_shape(collect_lib.as_dataset, room)
   train = config.train
 
@@ -94,39 +98,41 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
     fields = (made.discount, made.next_row, made.start_row)
     return (*fields, made.reward) if train.num_steps > 1 else fields
 
-  drift = functools.partial(drift_lib.drift, algorithm.learner)
+  drift = functools.partial(drift_lib.drift, study_learner.learner)
   lowered = {
     "expected_rewards": jax.jit(jax.vmap(returns_lib.expected_rewards)).lower(
-      run.judging
+      experiment.evaluation_world
     ),
-    "search": _lower_search(run, table),
+    "search": _lower_search(experiment, table),
     "collect_part": collect,
     "put_rows": collect_lib.put_rows.lower(
       room, part, jnp.zeros((), jnp.int32)
     ),
     "as_dataset": jax.jit(made_anew).lower(room),
     "update_chunk": loop.update_chunk_many.lower(
-      algorithm.learner,
-      jax.eval_shape(jax.vmap(loop.start), key, run.start),
+      study_learner.learner,
+      jax.eval_shape(jax.vmap(loop.start), key, experiment.start),
       dataset,
       batch_size=train.batch_size,
       num_updates=train.chunk_size,
     ),
-    "drift": jax.jit(jax.vmap(drift)).lower(run.start, run.start, dataset),
-    "judge": run_lib.judge_seeds.lower(
+    "drift": jax.jit(jax.vmap(drift)).lower(
+      experiment.start, experiment.start, dataset
+    ),
+    "evaluate": experiment_lib.evaluate_seeds.lower(
       key,
-      run.judging,
+      experiment.evaluation_world,
       table,
-      algorithm.act,
+      study_learner.act,
       params,
       config.evaluation_sessions,
       config.max_requests,
       jnp.asarray(False),
     ),
   }
-  state = num_bytes(run.start)
+  state = num_bytes(experiment.start)
   resident = {
-    "worlds": num_bytes((run.world, run.judging)),
+    "worlds": num_bytes((experiment.world, experiment.evaluation_world)),
     "reward_table": num_bytes(table),
     # Before the first round, in service, and in training.
     "learner_states": 3 * state,
@@ -140,18 +146,18 @@ def programs(run: run_lib.Run) -> tuple[dict[str, Any], dict[str, int]]:
   return lowered, resident
 
 
-def measure(run: run_lib.Run) -> dict[str, Any]:
+def measure(experiment: experiment_lib.Experiment) -> dict[str, Any]:
   """Compiles the programs of a run and adds up what they need.
 
   Args:
-    run: of `run_lib.assemble`, with `start` set.
+    experiment: of `experiment_lib.assemble`, with `start` set.
 
   Returns:
     Ready for JSON: `programs`, `resident_bytes`, and `peak_bytes_of_these`:
     what stays on the device and what the hungriest of these programs needs
     beside it, as if all were resident while it runs.
   """
-  lowered, resident = programs(run)
+  lowered, resident = programs(experiment)
   found = {}
   for name, program in lowered.items():
     memory = program.compile().memory_analysis()

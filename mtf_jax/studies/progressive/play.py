@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.evaluation import critic_check, segments
-from mtf_jax.evaluation.ab_test import Judged
+from mtf_jax.evaluation.ab_test import EvalResult
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.progressive import baselines, comparisons
 from mtf_jax.studies.progressive import rounds as rounds_lib
-from mtf_jax.studies.progressive.algorithm import Algorithm
-from mtf_jax.studies.progressive.config import HALF_WIDTH, ProgressiveConfig
-from mtf_jax.studies.progressive.run import (
-  Run,
-  judge_state,
+from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.experiment import (
+  Experiment,
+  evaluate_state,
   policy_params,
   tree_index,
-  with_algorithm,
+  with_study_learner,
 )
 from mtf_jax.studies.progressive.run_dir import GroupDir, LearnerDir
+from mtf_jax.studies.progressive.study_learner import StudyLearner
 from mtf_jax.training.metrics import (
   MetricsWriter,
   NegativeTargetWarning,
@@ -82,13 +83,15 @@ def _same_run(expected: Mapping[str, Any]):
   return check
 
 
-def _check(run: Run, new: Any, old: Any) -> list[dict[str, Any]] | None:
+def _check(
+  experiment: Experiment, new: Any, old: Any
+) -> list[dict[str, Any]] | None:
   """Values of `new` against the world, around `old` in service, by seed.
 
   None for a learner without values. One key for the last round and the single
   batch: both visit the same users.
   """
-  config, learner = run.config, run.algorithm.learner
+  config, learner = experiment.config, experiment.study_learner.learner
   if learner.value is None:
     return None
   effort = critic_check.Effort(
@@ -108,20 +111,21 @@ def _check(run: Run, new: Any, old: Any) -> list[dict[str, Any]] | None:
       )
     )
   )
-  logged = policy_params(run.algorithm, old, HALF_WIDTH)
-  target = policy_params(run.algorithm, new)
+  logged = policy_params(experiment.study_learner, old, HALF_WIDTH)
+  target = policy_params(experiment.study_learner, new)
   found = []
-  for n in range(len(run.seeds)):
-    world, table, behaviour, judged, of_new = (
-      tree_index(x, n) for x in (run.world, run.table, logged, target, new)
+  for n in range(len(experiment.seeds)):
+    world, table, behaviour, evaluated, of_new = (
+      tree_index(x, n)
+      for x in (experiment.world, experiment.table, logged, target, new)
     )
     compared = critic_check.compare_with_returns(
-      run.keys["check"][n],
+      experiment.keys["check"][n],
       world,
       table,
-      run.algorithm.act,
+      experiment.study_learner.act,
       behaviour,
-      judged,
+      evaluated,
       behaviour,
       learner.value,
       of_new,
@@ -133,16 +137,16 @@ def _check(run: Run, new: Any, old: Any) -> list[dict[str, Any]] | None:
 
 
 def _play_rounds(
-  run: Run,
+  experiment: Experiment,
   record: dict[str, Any],
   folder: LearnerDir,
   watch: Watch,
   say: Say,
 ) -> tuple[Any, list[list[dict[str, Any]]], dict[str, Any]]:
   """The state after all rounds, the rounds' figures, the last one's check."""
-  config, seeds = run.config, run.seeds
+  config, seeds = experiment.config, experiment.seeds
   updates = config.train.num_updates
-  state, rounds, check = run.start, [], None
+  state, rounds, check = experiment.start, [], None
   checkpoints = folder.open_rounds(config.rounds)
   try:
     restored = checkpoints.restore(state, _same_run(record))
@@ -155,11 +159,11 @@ def _play_rounds(
     for number in range(len(rounds), config.rounds):
       on_chunk = watch.follow(seeds, writer, number * updates)
       old = state
-      state, figures = rounds_lib.play_round(run, old, number, on_chunk)
+      state, figures = rounds_lib.play_round(experiment, old, number, on_chunk)
       rounds.append(figures)
       if number + 1 == config.rounds:
         started = time.monotonic()
-        check = {"figures": _check(run, state, old)}
+        check = {"figures": _check(experiment, state, old)}
         check["seconds"] = time.monotonic() - started
       checkpoints.save(
         number + 1, state, {**record, "rounds": rounds, "check": check}
@@ -177,26 +181,29 @@ def _play_rounds(
 
 
 def _play_single_batch(
-  run: Run, record: dict[str, Any], folder: LearnerDir, watch: Watch
+  experiment: Experiment,
+  record: dict[str, Any],
+  folder: LearnerDir,
+  watch: Watch,
 ) -> tuple[Any, dict[str, Any]]:
   """The state after the single batch, and its figures, check and seconds."""
-  updates = run.config.train.num_updates
+  updates = experiment.config.train.num_updates
   checkpoints = folder.open_single_batch()
   try:
-    restored = checkpoints.restore(run.start, _same_run(record))
+    restored = checkpoints.restore(experiment.start, _same_run(record))
     if restored is not None:
-      watch.skip(run.config.rounds * updates)
+      watch.skip(experiment.config.rounds * updates)
       state, found = restored
       return state, found["single_batch"]
     started = time.monotonic()
-    on_chunk = watch.follow(run.seeds, None, 0)
-    state, figures = rounds_lib.play_single_batch(run, on_chunk)
+    on_chunk = watch.follow(experiment.seeds, None, 0)
+    state, figures = rounds_lib.play_single_batch(experiment, on_chunk)
     seconds = time.monotonic() - started
     started = time.monotonic()
     single = {
       "figures": figures,
       "seconds": seconds,
-      "check": _check(run, state, run.start),
+      "check": _check(experiment, state, experiment.start),
       "check_seconds": time.monotonic() - started,
     }
     checkpoints.save(1, state, {**record, "single_batch": single})
@@ -206,8 +213,8 @@ def _play_single_batch(
 
 
 def _play(
-  run: Run,
-  judged: Mapping[str, Judged],
+  experiment: Experiment,
+  results: Mapping[str, EvalResult],
   record: dict[str, Any],
   folder: LearnerDir,
   watch: Watch,
@@ -215,21 +222,21 @@ def _play(
 ) -> list[dict[str, Any]]:
   """What one learner brought, by seed."""
   folder.path.mkdir(parents=True, exist_ok=True)
-  last, rounds, check = _play_rounds(run, record, folder, watch, say)
-  alone, single = _play_single_batch(run, record, folder, watch)
-  of_last = judge_state(run, last)
-  judged = {
-    **judged,
+  last, rounds, check = _play_rounds(experiment, record, folder, watch, say)
+  alone, single = _play_single_batch(experiment, record, folder, watch)
+  of_last = evaluate_state(experiment, last)
+  results = {
+    **results,
     comparisons.LAST_ROUND: of_last,
-    "single_batch": judge_state(run, alone),
-    "last_round_uncut": judge_state(
-      run, last, max_requests=run.config.uncut_requests
+    "single_batch": evaluate_state(experiment, alone),
+    "last_round_uncut": evaluate_state(
+      experiment, last, max_requests=experiment.config.uncut_requests
     ),
   }
-  contests = comparisons.contest_results(judged)
+  contests = comparisons.contest_results(results)
   spent = {
     name: sum(figures[0]["seconds"][name] for figures in rounds)
-    for name in ("collect", "train", "judge")
+    for name in ("collect", "train", "evaluate")
   }
   checks = {"last_round": check["figures"], "single_batch": single["check"]}
   return [
@@ -238,7 +245,9 @@ def _play(
       "single_batch": single["figures"][n],
       "contests": contests[n],
       "segments": segments.gains(
-        *(tree_index(x, n) for x in (of_last, run.base, run.world))
+        *(
+          tree_index(x, n) for x in (of_last, experiment.base, experiment.world)
+        )
       ),
       "critic_check": {
         name: by_seed[n]
@@ -251,13 +260,13 @@ def _play(
         "critic_check": check["seconds"] + single["check_seconds"],
       },
     }
-    for n in range(len(run.seeds))
+    for n in range(len(experiment.seeds))
   ]
 
 
 def play_group(
   configs: Mapping[str, ProgressiveConfig],
-  algorithms: Mapping[str, Algorithm],
+  study_learners: Mapping[str, StudyLearner],
   worlds: Sequence[World],
   seeds: Sequence[int],
   folder: GroupDir,
@@ -286,18 +295,20 @@ def play_group(
     return done
   started = time.monotonic()
   first = next(iter(configs))
-  run = baselines.prepare(configs[first], worlds, seeds, algorithms[first])
+  experiment = baselines.prepare(
+    configs[first], worlds, seeds, study_learners[first]
+  )
   names = [fingerprint(world) for world in worlds]
   prepared = time.monotonic()
-  matched = baselines.es_matched_budget(run)
+  matched = baselines.es_matched_budget(experiment)
   searched = time.monotonic()
-  judged = {
-    comparisons.BASELINE: run.base,
-    "baseline_policy_uncut": baselines.judge_action(
-      run, run.es, run.config.uncut_requests
+  results = {
+    comparisons.BASELINE: experiment.base,
+    "baseline_policy_uncut": baselines.evaluate_action(
+      experiment, experiment.es, experiment.config.uncut_requests
     ),
-    "es_matched_budget": matched.judged,
-    "oracle": jax.block_until_ready(baselines.judge_oracle(run)),
+    "es_matched_budget": matched.results,
+    "oracle": jax.block_until_ready(baselines.evaluate_oracle(experiment)),
   }
   seconds = {
     "prepare": prepared - started,
@@ -307,13 +318,13 @@ def play_group(
   learners = {}
   for name, config in configs.items():
     record = {"config": config.to_json(), "worlds": names, "seeds": list(seeds)}
-    of_learner = run
+    of_learner = experiment
     if name != first:
-      of_learner = with_algorithm(run, config, algorithms[name])
+      of_learner = with_study_learner(experiment, config, study_learners[name])
     learners[name] = _play(
-      of_learner, judged, record, folder.learner(name), watch, say
+      of_learner, results, record, folder.learner(name), watch, say
     )
-  found = baselines.baseline_figures(run)
+  found = baselines.baseline_figures(experiment)
   result = {
     str(seed): {
       "fingerprint": names[n],

@@ -13,8 +13,8 @@ import numpy as np
 
 from mtf_jax.data.behaviours import TASKS
 from mtf_jax.evaluation.tables import Table
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.progressive.comparisons import CONTESTS
-from mtf_jax.studies.progressive.config import HALF_WIDTH
 from mtf_jax.studies.progressive.drift import DRIFT_BIN
 from mtf_jax.studies.progressive.report import Columns, Page, overview_table
 

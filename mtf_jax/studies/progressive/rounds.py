@@ -1,14 +1,14 @@
 """Progressive training in a world: explore, train, redeploy, round after round.
 
-The paper's main job. The baseline policy, first in service, is one global set of
-fusion weights found by an evolution strategy (ES). A round logs sessions explored in a
-box around the policy in service, trains on them, and puts the new policy into
-service. Policies are judged on the same sessions (common random numbers) with
-expected-value accounting, see `returns.session_returns`.
+The paper's main job. The baseline policy, first in service, is one global set
+of fusion weights found by an evolution strategy (ES). A round logs sessions
+explored in a box around the policy in service, trains on them, and puts the new
+policy into service. Policies are judged on the same sessions (common random
+numbers) with expected-value accounting, see `returns.session_return`.
 
-Seeds run side by side: what belongs to a seed has a leading axis `R` in a `Run`
-and in all that its functions take and return, and the functions of one seed are
-vmapped over it. One seed is `R = 1`.
+Seeds run side by side: what belongs to a seed has a leading axis `R` in an
+`Experiment` and in all that its functions take and return, and the functions of
+one seed are vmapped over it. One seed is `R = 1`.
 
 Letters: `R` seeds, `B` sessions, `T` requests, `N` rows, `S` state features, `A`
 action components, `G` reward groups, `O` outcomes, `H` bins.
@@ -31,6 +31,7 @@ import numpy as np
 
 from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.evaluation.ab_test import figures
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.progressive.collect import (
   as_dataset,
   collect_part,
@@ -38,11 +39,11 @@ from mtf_jax.studies.progressive.collect import (
   put_rows,
 )
 from mtf_jax.studies.progressive.comparisons import compare_rewards
-from mtf_jax.studies.progressive.config import GAUSSIAN_STDDEV, HALF_WIDTH
+from mtf_jax.studies.progressive.config import GAUSSIAN_STDDEV
 from mtf_jax.studies.progressive.drift import drift
-from mtf_jax.studies.progressive.run import (
-  Run,
-  judge_state,
+from mtf_jax.studies.progressive.experiment import (
+  Experiment,
+  evaluate_state,
   policy_params,
   tree_index,
 )
@@ -52,24 +53,24 @@ OnChunk = Callable[[loop.TrainState, Any], None]
 
 
 def _collect(
-  run: Run, rng_key: chex.PRNGKey, state: Any, rounds: int = 1
+  experiment: Experiment, rng_key: chex.PRNGKey, state: Any, rounds: int = 1
 ) -> TransitionDataset:
   """Sessions explored in the box around the policy, each row with its box.
 
   There is room for the rows of all rounds, whatever is collected, so that
   training on one round's and on all rounds' sessions is one program.
   """
-  config = run.config
+  config = experiment.config
   size = config.sessions_per_round // config.collect_parts
   parts = rounds * config.collect_parts
   keys = jax.vmap(lambda key: jax.random.split(key, parts))(rng_key)
-  params = policy_params(run.algorithm, state, HALF_WIDTH)
+  params = policy_params(experiment.study_learner, state, HALF_WIDTH)
   rows = None
   for number in range(parts):
     part = collect_part(
       keys[:, number],
-      run.world,
-      run.algorithm.act,
+      experiment.world,
+      experiment.study_learner.act,
       params,
       size,
       config.max_requests,
@@ -83,18 +84,18 @@ def _collect(
 
 
 def _train(
-  run: Run,
+  experiment: Experiment,
   rng_key: chex.PRNGKey,
   state: Any,
   dataset: TransitionDataset,
   num_updates: int,
   on_chunk: OnChunk | None,
 ) -> Any:
-  train = run.config.train
+  train = experiment.config.train
   # Copies: training donates its state, and the caller keeps the old policy.
   begin = jax.vmap(loop.start)(rng_key, jax.tree.map(jnp.copy, state))
   trained = loop.train_many(
-    run.algorithm.learner,
+    experiment.study_learner.learner,
     begin,
     dataset,
     num_updates,
@@ -105,16 +106,17 @@ def _train(
   failed = np.flatnonzero(~np.asarray(trained.healthy))
   if failed.size:
     raise FloatingPointError(
-      f"seed {run.seeds[failed[0]]}: expected finite training metrics, found"
-      f" one that is not after update {trained.step[failed[0]]} of the round."
+      f"seed {experiment.seeds[failed[0]]}: expected finite training metrics,"
+      f" found one that is not after update {trained.step[failed[0]]} of the"
+      " round."
     )
   return trained.learner
 
 
 def _drift(
-  run: Run, new: Any, old: Any, dataset: TransitionDataset
+  experiment: Experiment, new: Any, old: Any, dataset: TransitionDataset
 ) -> list[dict[str, Any]]:
-  found = jax.vmap(functools.partial(drift, run.algorithm.learner))(
+  found = jax.vmap(functools.partial(drift, experiment.study_learner.learner))(
     new, old, dataset
   )
   found = jax.device_get(found)
@@ -124,30 +126,37 @@ def _drift(
       "drift": found.change[n].astype(float).tolist(),
       "drift_histogram": found.histogram[n].astype(float).tolist(),
     }
-    for n in range(len(run.seeds))
+    for n in range(len(experiment.seeds))
   ]
 
 
-def _figures(run: Run, state: Any) -> list[dict[str, Any]]:
+def _figures(experiment: Experiment, state: Any) -> list[dict[str, Any]]:
   """What the policy of a state gains over the baseline policy, by seed."""
-  policy, base = jax.device_get((judge_state(run, state), run.base))
+  policy, base = jax.device_get(
+    (evaluate_state(experiment, state), experiment.base)
+  )
   return [
-    figures(tree_index(policy, n), tree_index(base, n), run.world.slate_size)
-    for n in range(len(run.seeds))
+    figures(
+      tree_index(policy, n), tree_index(base, n), experiment.world.slate_size
+    )
+    for n in range(len(experiment.seeds))
   ]
 
 
 def play_round(
-  run: Run, state: Any, number: int, on_chunk: OnChunk | None = None
+  experiment: Experiment,
+  state: Any,
+  number: int,
+  on_chunk: OnChunk | None = None,
 ) -> tuple[Any, list[dict[str, Any]]]:
-  """One round: explore around the policy in service, train, judge.
+  """One round: explore around the policy in service, train, evaluate.
 
   Training goes on from the state of the round before, critics included. It
   draws from this round's rows alone: older rows carry boxes around older
   policies, which the actor's penalty would hold the new one to.
 
   Args:
-    run: of `prepare`.
+    experiment: of `prepare`.
     state: the learner's, its policy in service.
     number: of the round, from 0; with the seed it decides all draws.
     on_chunk: as in `loop.train_many`.
@@ -155,36 +164,36 @@ def play_round(
   Returns:
     The state with the new policy, and the round's figures by seed.
   """
-  config = run.config
+  config = experiment.config
   split = jax.vmap(
     lambda key: jax.random.split(jax.random.fold_in(key, number))
-  )(run.keys["round"])
+  )(experiment.keys["round"])
   started = time.monotonic()
-  before = judge_state(run, state)
-  costs: list[dict[str, Any]] = [{} for _ in run.seeds]
+  before = evaluate_state(experiment, state)
+  costs: list[dict[str, Any]] = [{} for _ in experiment.seeds]
   held = config.exploration == "session"
   for name, noise in (
     ("exploration_cost", {"half_width": HALF_WIDTH}),
     ("gaussian_cost", {"stddev": GAUSSIAN_STDDEV}),
   ):
-    explored = judge_state(run, state, held=held, **noise)
+    explored = evaluate_state(experiment, state, held=held, **noise)
     gains = compare_rewards(explored, before)
     for cost, gain in zip(costs, gains, strict=True):
       cost[f"{name}_pct"] = -gain.gain
       cost[f"{name}_ci95"] = [-gain.ci95[1], -gain.ci95[0]]
-  judged = time.monotonic()
-  dataset = _collect(run, split[:, 0], state)
+  evaluated = time.monotonic()
+  dataset = _collect(experiment, split[:, 0], state)
   num_rows = np.asarray(dataset.num_transitions)
   collected = time.monotonic()
   updates = config.train.num_updates
-  new = _train(run, split[:, 1], state, dataset, updates, on_chunk)
-  drifts = _drift(run, new, state, dataset)
+  new = _train(experiment, split[:, 1], state, dataset, updates, on_chunk)
+  drifts = _drift(experiment, new, state, dataset)
   trained = time.monotonic()
-  gained = _figures(run, new)
+  gained = _figures(experiment, new)
   seconds = {
-    "collect": collected - judged,
+    "collect": collected - evaluated,
     "train": trained - collected,
-    "judge": time.monotonic() - trained + judged - started,
+    "evaluate": time.monotonic() - trained + evaluated - started,
   }
   results = [
     {
@@ -195,26 +204,28 @@ def play_round(
       **drifts[n],
       "seconds": seconds,
     }
-    for n in range(len(run.seeds))
+    for n in range(len(experiment.seeds))
   ]
   return new, results
 
 
 def play_single_batch(
-  run: Run, on_chunk: OnChunk | None = None
+  experiment: Experiment, on_chunk: OnChunk | None = None
 ) -> tuple[Any, list[dict[str, Any]]]:
   """Without progressive training: as many sessions and updates in one round.
 
   Returns:
     The state with the new policy, and its figures by seed.
   """
-  config = run.config
-  split = jax.vmap(jax.random.split)(run.keys["single_batch"])
-  dataset = _collect(run, split[:, 0], run.start, config.rounds)
+  config = experiment.config
+  split = jax.vmap(jax.random.split)(experiment.keys["single_batch"])
+  dataset = _collect(experiment, split[:, 0], experiment.start, config.rounds)
   updates = config.rounds * config.train.num_updates
-  new = _train(run, split[:, 1], run.start, dataset, updates, on_chunk)
-  drifts = _drift(run, new, run.start, dataset)
-  gained = _figures(run, new)
+  new = _train(
+    experiment, split[:, 1], experiment.start, dataset, updates, on_chunk
+  )
+  drifts = _drift(experiment, new, experiment.start, dataset)
+  gained = _figures(experiment, new)
   return new, [
     {**of_seed, **moved} for of_seed, moved in zip(gained, drifts, strict=True)
   ]

@@ -13,8 +13,8 @@ import jax
 
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.fitting import synthetic
-from mtf_jax.studies.progressive import algorithm as algorithm_lib
 from mtf_jax.studies.progressive import play, report, report_html
+from mtf_jax.studies.progressive import study_learner as study_learner_lib
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.studies.progressive.summary import learner_figures, seed_summary
 from mtf_jax.worlds.world import World
@@ -57,7 +57,7 @@ def run_study(
     runs * 2 * config.rounds * config.train.num_updates,
     config.train.chunk_size,
   )
-  algorithms: dict[str, algorithm_lib.Algorithm] = {}
+  study_learners: dict[str, study_learner_lib.StudyLearner] = {}
   results: dict[tuple[int, str], dict[str, Any]] = {}
   for seeds in groups:
     worlds = []
@@ -67,15 +67,15 @@ def run_study(
         worlds.append(synthetic.synthetic_world(config.world_size, seed))
       else:
         worlds.append(world)
-    algorithms = algorithms or {
-      name: algorithm_lib.make_algorithm(of_learner.train, worlds[0])
+    study_learners = study_learners or {
+      name: study_learner_lib.make_study_learner(of_learner.train, worlds[0])
       for name, of_learner in configs.items()
     }
     for leaving in plan.leaving:
       left = [one.with_leaving(leaving) for one in worlds]
       folder = run_dir.group(leaving, seeds)
       result = play.play_group(
-        configs, algorithms, left, seeds, folder, watch, say
+        configs, study_learners, left, seeds, folder, watch, say
       )
       for seed in seeds:
         results[seed, leaving] = result[str(seed)]

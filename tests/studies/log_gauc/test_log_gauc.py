@@ -17,9 +17,9 @@ from mtf_jax.evaluation import mtf_gauc
 from mtf_jax.fitting import kuairand_world
 from mtf_jax.kernels import fusion
 from mtf_jax.studies.log_gauc import held_out, log_gauc
-from mtf_jax.studies.progressive import algorithm as algorithm_lib
+from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import finished
-from mtf_jax.studies.progressive import run as run_lib
+from mtf_jax.studies.progressive import study_learner as study_learner_lib
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.worlds import env
 from mtf_jax.worlds import io as world_io
@@ -174,7 +174,7 @@ def run_dir(fitted, tmp_path):
   """
   _, world = fitted
   folder = tmp_path / "run"
-  algorithm = algorithm_lib.make_algorithm(TINY.train, world)
+  study_learner = study_learner_lib.make_study_learner(TINY.train, world)
   plan = Plan(
     world="fitted.world",
     preset="smoke",
@@ -185,8 +185,8 @@ def run_dir(fitted, tmp_path):
     config=TINY,
   )
   record = {"worlds": [fingerprint(world)] * 2, "seeds": _SEEDS}
-  run = run_lib.assemble(TINY, [world] * 2, _SEEDS, algorithm)
-  state = run_lib.with_algorithm(run, TINY, algorithm).start
+  run = experiment_lib.assemble(TINY, [world] * 2, _SEEDS, study_learner)
+  state = experiment_lib.with_study_learner(run, TINY, study_learner).start
   zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
   state = state._replace(
     actor_params={**state.actor_params, "network": zeros},

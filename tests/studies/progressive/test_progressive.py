@@ -13,13 +13,13 @@ from mtf_jax.kernels.exploration import action_box
 from mtf_jax.studies.progressive import baselines, comparisons
 from mtf_jax.studies.progressive import collect as collect_lib
 from mtf_jax.studies.progressive import config as config_lib
+from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import memory as progressive_memory
 from mtf_jax.studies.progressive import rounds as progressive
-from mtf_jax.studies.progressive import run as run_lib
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds import rollout as rollout_lib
 from tests.small_world import small_world
-from tests.tiny_run import TINY, tiny_algorithm
+from tests.tiny_run import TINY, tiny_study_learner
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +28,26 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def run(world):
-  return baselines.prepare(TINY, [world] * 2, [0, 1], tiny_algorithm())
+def experiment(world):
+  return baselines.prepare(TINY, [world] * 2, [0, 1], tiny_study_learner())
 
 
 def _first(tree):
-  return run_lib.tree_index(tree, 0)
+  return experiment_lib.tree_index(tree, 0)
 
 
-def _params(run, state, half_width=0.0):
-  return _first(run_lib.policy_params(run.algorithm, state, half_width))
+def _params(experiment, state, half_width=0.0):
+  return _first(
+    experiment_lib.policy_params(experiment.study_learner, state, half_width)
+  )
 
 
-def _collect(run, half_width=0.15):
+def _collect(experiment, half_width=0.15):
   return rollout_lib.rollout(
     jax.random.key(3),
-    _first(run.world),
-    run.algorithm.act,
-    _params(run, run.start, half_width),
+    _first(experiment.world),
+    experiment.study_learner.act,
+    _params(experiment, experiment.start, half_width),
     TINY.sessions_per_round,
     TINY.max_requests,
   )
@@ -55,20 +57,20 @@ def _without_seconds(figures):
   return {name: x for name, x in figures.items() if name != "seconds"}
 
 
-def _policy_actions(run, observation):
+def _policy_actions(experiment, observation):
   """Actions `[N, A]` of the first run's policy in service, without a box."""
-  learner = run.algorithm.learner
+  learner = experiment.study_learner.learner
   return jax.vmap(learner.act, in_axes=(None, 0, None))(
-    learner.policy(_first(run.start)),
+    learner.policy(_first(experiment.start)),
     jnp.asarray(observation),
     jax.random.key(0),
   )
 
 
-def test_rows_carry_the_box_around_the_policy_in_service(run):
-  log = rollout_lib.pack(_collect(run))
+def test_rows_carry_the_box_around_the_policy_in_service(experiment):
+  log = rollout_lib.pack(_collect(experiment))
   session_log.validate(log)
-  policy = _policy_actions(run, log.observation)
+  policy = _policy_actions(experiment, log.observation)
   box = jax.vmap(action_box)(policy)
   np.testing.assert_allclose(log.box.lower, box.lower, atol=1e-6)
   np.testing.assert_allclose(log.box.upper, box.upper, atol=1e-6)
@@ -82,10 +84,10 @@ def test_rows_carry_the_box_around_the_policy_in_service(run):
   assert 0.1 < np.abs(deviation).max() <= 0.15 + 1e-6
 
 
-def test_not_exploring_serves_the_policy_itself(run):
-  log = rollout_lib.pack(_collect(run, half_width=0.0))
+def test_not_exploring_serves_the_policy_itself(experiment):
+  log = rollout_lib.pack(_collect(experiment, half_width=0.0))
   served = ~log.bootstrap_only
-  policy = _policy_actions(run, log.observation)
+  policy = _policy_actions(experiment, log.observation)
   np.testing.assert_allclose(
     log.action[served], np.asarray(policy)[served], atol=1e-6
   )
@@ -111,11 +113,15 @@ def _drawn_from(dataset):
 
 @pytest.mark.parametrize("num_steps", [1, 4])
 @pytest.mark.parametrize("cut", transitions.CUTS)
-def test_a_round_and_its_file_give_the_same_rows(run, tmp_path, cut, num_steps):
-  rows = _collect(run)
+def test_a_round_and_its_file_give_the_same_rows(
+  experiment, tmp_path, cut, num_steps
+):
+  rows = _collect(experiment)
   flat = collect_lib.flat_rows(rows)
   # Two seeds and room to spare, the second half of it filled.
-  part = run_lib.tree_stack([flat, jax.tree.map(lambda x: x[::-1], flat)])
+  part = experiment_lib.tree_stack(
+    [flat, jax.tree.map(lambda x: x[::-1], flat)]
+  )
   first = jnp.asarray(part.terminal.shape[1], jnp.int32)
   whole = collect_lib.put_rows(collect_lib.empty_rows(part, 2), part, first)
   options = {"cut": cut, "num_steps": num_steps, "discount": 0.9}
@@ -136,49 +142,53 @@ def test_a_round_and_its_file_give_the_same_rows(run, tmp_path, cut, num_steps):
     jax.tree.map(np.testing.assert_array_equal, study, device)
 
 
-def test_actor_starts_at_the_baseline_policy(run):
-  start = run.es[0]
+def test_actor_starts_at_the_baseline_policy(experiment):
+  start = experiment.es[0]
   assert np.any(np.abs(start) > 0.01)
   for n in range(3):
-    mean, scale = _first(run.start.normalization)
+    mean, scale = _first(experiment.start.normalization)
     observation = mean + scale * jax.random.normal(
       jax.random.key(n), mean.shape
     )
     np.testing.assert_allclose(
-      _policy_actions(run, observation[None, :])[0], start, atol=0.05
+      _policy_actions(experiment, observation[None, :])[0], start, atol=0.05
     )
-  network = run.start.actor_params["network"]
-  still = run.start._replace(
+  network = experiment.start.actor_params["network"]
+  still = experiment.start._replace(
     actor_params={
-      **run.start.actor_params,
+      **experiment.start.actor_params,
       "network": jax.tree.map(jnp.zeros_like, network),
     }
   )
   # The baseline policy is judged as a fixed action: the same sessions.
-  judged = run_lib.judge_state(run, still)
-  np.testing.assert_allclose(judged.reward, run.base.reward, rtol=1e-4)
+  results = experiment_lib.evaluate_state(experiment, still)
+  np.testing.assert_allclose(results.reward, experiment.base.reward, rtol=1e-4)
 
 
-def test_judging_pairs_users_and_keeps_the_reward(run):
+def test_judging_pairs_users_and_keeps_the_reward(experiment):
   key = jax.random.key(9)
 
-  judging, table, world = map(_first, (run.judging, run.table, run.world))
+  evaluation_world, table, world = map(
+    _first, (experiment.evaluation_world, experiment.table, experiment.world)
+  )
 
-  def judge(params):
-    return ab_test.judge(key, judging, table, run.algorithm.act, params, 96, 6)
+  def evaluate(params):
+    return ab_test.evaluate(
+      key, evaluation_world, table, experiment.study_learner.act, params, 96, 6
+    )
 
-  service = _params(run, run.start)
-  policy = judge(service)
-  other = judge(_params(run, run.start, 0.15))
+  service = _params(experiment, experiment.start)
+  policy = evaluate(service)
+  other = evaluate(_params(experiment, experiment.start, 0.15))
   np.testing.assert_array_equal(policy.user, other.user)
   assert not np.array_equal(policy.reward, other.reward)
-  jax.tree.map(np.testing.assert_array_equal, policy, judge(service))
+  jax.tree.map(np.testing.assert_array_equal, policy, evaluate(service))
   assert set(np.asarray(policy.user)) <= set(np.asarray(world.population))
   returns = returns_lib.session_returns(
     key,
     world,
     returns_lib.expected_rewards(world),
-    run.algorithm.act,
+    experiment.study_learner.act,
     service,
     96,
     6,
@@ -193,29 +203,31 @@ def test_judging_pairs_users_and_keeps_the_reward(run):
   )
 
 
-def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(run):
-  def judge(half_width, held):
-    judging, table = map(_first, (run.judging, run.table))
-    params = _params(run, run.start, half_width)
-    act = run.algorithm.act
+def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(experiment):
+  def evaluate(half_width, held):
+    evaluation_world, table = map(
+      _first, (experiment.evaluation_world, experiment.table)
+    )
+    params = _params(experiment, experiment.start, half_width)
+    act = experiment.study_learner.act
     key = jax.random.key(9)
-    return ab_test.judge(
-      key, judging, table, act, params, 96, 6, held=jnp.asarray(held)
+    return ab_test.evaluate(
+      key, evaluation_world, table, act, params, 96, 6, held=jnp.asarray(held)
     )
 
   np.testing.assert_array_equal(
-    judge(0.0, True).reward, judge(0.0, False).reward
+    evaluate(0.0, True).reward, evaluate(0.0, False).reward
   )
-  held, anew = judge(0.15, True), judge(0.15, False)
+  held, anew = evaluate(0.15, True), evaluate(0.15, False)
   assert not np.array_equal(held.reward, anew.reward)
 
 
 @pytest.mark.parametrize("exploration", config_lib.EXPLORATIONS)
-def test_rounds_log_the_exploration_that_is_asked_for(run, exploration):
+def test_rounds_log_the_exploration_that_is_asked_for(experiment, exploration):
   config = dataclasses.replace(TINY, exploration=exploration)
-  split = jax.vmap(jax.random.split)(run.keys["round"])
+  split = jax.vmap(jax.random.split)(experiment.keys["round"])
   rows = progressive._collect(
-    run._replace(config=config), split[:, 0], run.start
+    experiment._replace(config=config), split[:, 0], experiment.start
   )
   dataset = _first(rows)
   first = np.asarray(dataset.start_row[: int(dataset.num_transitions)])
@@ -255,16 +267,16 @@ def test_interval_counts_users_not_sessions():
   assert same.gain == 0 and same.p_value == 1
 
 
-def test_a_seed_has_its_figures_alone_and_beside_others(run, world):
+def test_a_seed_has_its_figures_alone_and_beside_others(experiment, world):
   """To 1e-3: contractions are batched anew."""
-  assert not np.allclose(run.es[0], run.es[1])
-  state, figures = progressive.play_round(run, run.start, 0)
-  alone = baselines.prepare(TINY, [world], [1], run.algorithm)
+  assert not np.allclose(experiment.es[0], experiment.es[1])
+  state, figures = progressive.play_round(experiment, experiment.start, 0)
+  alone = baselines.prepare(TINY, [world], [1], experiment.study_learner)
   np.testing.assert_array_equal(
-    alone.world.population[0], run.world.population[1]
+    alone.world.population[0], experiment.world.population[1]
   )
-  np.testing.assert_array_equal(alone.base.user[0], run.base.user[1])
-  np.testing.assert_allclose(alone.es[0], run.es[1], atol=1e-3)
+  np.testing.assert_array_equal(alone.base.user[0], experiment.base.user[1])
+  np.testing.assert_allclose(alone.es[0], experiment.es[1], atol=1e-3)
   alone_state, (alone_figures,) = progressive.play_round(alone, alone.start, 0)
   assert alone_figures["rows"] == figures[1]["rows"]
   assert figures[0]["rows"] != figures[1]["rows"]
@@ -279,33 +291,35 @@ def test_a_seed_has_its_figures_alone_and_beside_others(run, world):
   )
 
 
-def test_rounds_repeat_and_move_the_policy(run, world):
-  state, figures = progressive.play_round(run, run.start, 0)
+def test_rounds_repeat_and_move_the_policy(experiment, world):
+  state, figures = progressive.play_round(experiment, experiment.start, 0)
   for of_seed in figures:
     assert of_seed["rows"] > TINY.sessions_per_round
     assert max(of_seed["drift"]) > 1e-3
     assert 0 <= of_seed["outside_share"] <= 1
     histogram = np.array(of_seed["drift_histogram"])
     np.testing.assert_allclose(histogram.sum(axis=1), 1, rtol=1e-5)
-    low, high = of_seed["reward_gain_ci95"]
-    assert low < of_seed["reward_gain_pct"] < high
-  again = baselines.prepare(TINY, [world] * 2, [0, 1], run.algorithm)
+  again = baselines.prepare(TINY, [world] * 2, [0, 1], experiment.study_learner)
   same_state, same = progressive.play_round(again, again.start, 0)
   for ours, theirs in zip(same, figures, strict=True):
     assert _without_seconds(ours) == _without_seconds(theirs)
   jax.tree.map(np.testing.assert_array_equal, same_state, state)
-  _, following = progressive.play_round(run, state, 1)
+  _, following = progressive.play_round(experiment, state, 1)
   for ours, theirs in zip(following, figures, strict=True):
     assert ours["reward_gain_pct"] != theirs["reward_gain_pct"]
     # ES stays what policies are held against.
     assert ours["hate_rate_base"] == theirs["hate_rate_base"]
 
 
-def test_sessions_are_collected_in_parts(run):
-  whole = progressive._collect(run, run.keys["round"], run.start)
+def test_sessions_are_collected_in_parts(experiment):
+  whole = progressive._collect(
+    experiment, experiment.keys["round"], experiment.start
+  )
   config = dataclasses.replace(TINY, collect_parts=2)
   parts = progressive._collect(
-    run._replace(config=config), run.keys["round"], run.start
+    experiment._replace(config=config),
+    experiment.keys["round"],
+    experiment.start,
   )
   assert parts.observation.shape == whole.observation.shape
   for dataset in (whole, parts):
@@ -316,39 +330,41 @@ def test_sessions_are_collected_in_parts(run):
   assert not np.array_equal(whole.action, parts.action)
 
 
-def test_single_batch_and_oracle_have_their_figures(run):
-  state, once = progressive.play_single_batch(run)
+def test_single_batch_and_oracle_have_their_figures(experiment):
+  state, once = progressive.play_single_batch(experiment)
   # Sessions of up to 8 requests instead of 6: another figure, and not far off.
   uncut = comparisons.compare_rewards(
-    run_lib.judge_state(run, state, max_requests=TINY.uncut_requests),
-    baselines.judge_action(run, run.es, TINY.uncut_requests),
+    experiment_lib.evaluate_state(
+      experiment, state, max_requests=TINY.uncut_requests
+    ),
+    baselines.evaluate_action(experiment, experiment.es, TINY.uncut_requests),
   )
   for cut, longer in zip(once, uncut, strict=True):
     assert longer.gain != cut["reward_gain_pct"]
     assert abs(longer.gain - cut["reward_gain_pct"]) < 10
-  assert state.actor_params["start"].shape == run.es.shape
+  assert state.actor_params["start"].shape == experiment.es.shape
   assert all(np.isfinite(figures["reward_gain_pct"]) for figures in once)
-  best = baselines.judge_oracle(run)
-  np.testing.assert_array_equal(best.user, run.base.user)
-  assert not np.array_equal(best.reward, run.base.reward)
+  best = baselines.evaluate_oracle(experiment)
+  np.testing.assert_array_equal(best.user, experiment.base.user)
+  assert not np.array_equal(best.reward, experiment.base.reward)
 
 
-def test_es_goes_on_with_the_budget_of_the_rounds(run):
-  longer = baselines.es_matched_budget(run)
+def test_es_goes_on_with_the_budget_of_the_rounds(experiment):
+  longer = baselines.es_matched_budget(experiment)
   assert longer.sessions == TINY.rounds * TINY.sessions_per_round
   assert np.all(np.abs(longer.action) <= 0.95)
-  assert not np.any(np.all(longer.action == run.es, axis=1))
-  np.testing.assert_array_equal(longer.judged.user, run.base.user)
+  assert not np.any(np.all(longer.action == experiment.es, axis=1))
+  np.testing.assert_array_equal(longer.results.user, experiment.base.user)
 
 
-def test_a_seed_that_fails_is_named(run):
-  hyperparams = run.start.hyperparams
+def test_a_seed_that_fails_is_named(experiment):
+  hyperparams = experiment.start.hyperparams
   shift = hyperparams.reward_shift.at[1].set(np.nan)
-  start = run.start._replace(
+  start = experiment.start._replace(
     hyperparams=hyperparams._replace(reward_shift=shift)
   )
   with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
-    progressive.play_round(run, start, 0)
+    progressive.play_round(experiment, start, 0)
 
 
 def test_unknown_exploration_is_refused():
@@ -396,11 +412,11 @@ def test_empty_counts_are_refused():
     dataclasses.replace(TINY, collect_parts=3)
 
 
-def test_memory_of_a_run_is_read_from_its_compiled_programs(run):
-  result = progressive_memory.measure(run)
+def test_memory_of_a_run_is_read_from_its_compiled_programs(experiment):
+  result = progressive_memory.measure(experiment)
   # Two seeds, two rounds of 64 sessions of 6 requests and a row more.
   rows = 2 * 2 * 64 * 7
-  features, actions, groups = run.normalization.mean.shape[1], 10, 2
+  features, actions, groups = experiment.normalization.mean.shape[1], 10, 2
   row = 4 * (features + 3 * actions + groups)
   put, chunk = (result["programs"][n] for n in ("put_rows", "update_chunk"))
   # Written in place. The density of the action, four flags and the step here;

@@ -64,7 +64,7 @@ def with_start(actor: Actor, start: chex.Array) -> Actor:
   return Actor(init, actor.apply)
 
 
-class Algorithm(NamedTuple):
+class StudyLearner(NamedTuple):
   """A learner and its policy as functions; static arguments everywhere.
 
   Make one for all seeds and worlds of one size: another tuple of the same
@@ -84,14 +84,14 @@ class Algorithm(NamedTuple):
   hyperparams: Callable[..., Any]
 
 
-def make_algorithm(config: TrainConfig, world: World) -> Algorithm:
+def make_study_learner(config: TrainConfig, world: World) -> StudyLearner:
   """The learner that a configuration describes, sized for a world."""
   num_groups = world.group_weights.shape[0]
   actor, critic = make_networks(config, world.num_actions, num_groups)
   actor = started_actor(actor)
   build = functools.partial(build_learner, config, critic=critic)
   learner = build(actor)
-  return Algorithm(
+  return StudyLearner(
     learner,
     policies.explore_around(learner.act),
     actor,
@@ -103,10 +103,10 @@ def make_algorithm(config: TrainConfig, world: World) -> Algorithm:
 # The numbers are static here and nowhere else: `init` checks them only where
 # they are known.
 @functools.partial(
-  jax.jit, static_argnames=("algorithm", "numbers", "num_groups")
+  jax.jit, static_argnames=("study_learner", "numbers", "num_groups")
 )
 def initial_state(
-  algorithm: Algorithm,
+  study_learner: StudyLearner,
   numbers: tuple[tuple[str, Any], ...],
   rng_key: chex.PRNGKey,
   normalization: Normalization,
@@ -116,7 +116,7 @@ def initial_state(
   """A learner's state by seed, its policy answering near `start`.
 
   Args:
-    algorithm: of `make_algorithm`, static.
+    study_learner: of `make_study_learner`, static.
     numbers: names and values of its hyperparameters that are not the default
       ones, static.
     rng_key: keys `[R]`.
@@ -141,8 +141,8 @@ def initial_state(
   )
 
   def one(rng_key, normalization, start):
-    learner = algorithm.build(with_start(algorithm.actor, start))
-    hyperparams = algorithm.hyperparams(
+    learner = study_learner.build(with_start(study_learner.actor, start))
+    hyperparams = study_learner.hyperparams(
       **{name: np.asarray(value) for name, value in numbers}
     )
     return learner.init(rng_key, example, hyperparams, normalization)

@@ -1,4 +1,4 @@
-"""A run before its rounds: worlds, learner, keys, and judging by seed.
+"""What all rounds of a run share: worlds, learner, keys; evaluation by seed.
 
 Letters: `R` seeds, `B` sessions, `T` requests, `S` state features, `A` action
 components.
@@ -16,17 +16,20 @@ import numpy as np
 from mtf_jax import policies
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation.ab_test import (
-  Judged,
-  judge,
-  judging_world,
+  EvalResult,
+  evaluate,
+  evaluation_world,
   rewards_of,
 )
 from mtf_jax.evaluation.oracle import LinearPolicy
 from mtf_jax.learners.base import Normalization
 from mtf_jax.learners.es import Search
 from mtf_jax.policies import PolicyParams
-from mtf_jax.studies.progressive.algorithm import Algorithm, initial_state
 from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.study_learner import (
+  StudyLearner,
+  initial_state,
+)
 from mtf_jax.worlds import env
 from mtf_jax.worlds.returns import ExpectedRewards
 from mtf_jax.worlds.world import World
@@ -39,17 +42,17 @@ _KEYS = (
 )
 
 
-class Run(NamedTuple):
+class Experiment(NamedTuple):
   """What stays the same over the rounds; all arrays with the axis `R`.
 
   config: size of the run.
   seeds: of the leading axis.
   world: with its population cut, rewards as they are.
-  judging: the same world for `judge`.
-  table: `expected_rewards(judging)`.
+  evaluation_world: the same world for `evaluate`.
+  table: `expected_rewards(evaluation_world)`.
   es: `[A]` action of the evolution strategy, the baseline policy.
   normalization: of the observations, around it.
-  algorithm: of `make_algorithm`.
+  study_learner: of `make_study_learner`.
   start: the learner's state with the baseline policy in service.
   base: the baseline policy judged.
   keys: random number generator keys by use.
@@ -58,13 +61,13 @@ class Run(NamedTuple):
   config: ProgressiveConfig
   seeds: tuple[int, ...]
   world: World
-  judging: World
+  evaluation_world: World
   table: ExpectedRewards
   es: jax.Array
   normalization: Normalization
-  algorithm: Algorithm
+  study_learner: StudyLearner
   start: Any
-  base: Judged
+  base: EvalResult
   keys: dict[str, chex.PRNGKey]
 
 
@@ -79,17 +82,20 @@ def tree_index(tree: Any, number: int) -> Any:
 
 
 def policy_params(
-  algorithm: Algorithm, state: Any, half_width: float = 0.0, stddev: float = 0.0
+  study_learner: StudyLearner,
+  state: Any,
+  half_width: float = 0.0,
+  stddev: float = 0.0,
 ) -> PolicyParams:
   """The policy of a learner's state by seed, exploring or not.
 
   Args:
-    algorithm: of the learner.
+    study_learner: of the learner.
     state: its state, leading axis `R`.
     half_width: of the box around the policy.
     stddev: of Gaussian noise on top.
   """
-  params = jax.vmap(algorithm.learner.policy)(state)
+  params = jax.vmap(study_learner.learner.policy)(state)
   (size,) = jax.tree.leaves(params)[0].shape[:1]
   return PolicyParams(
     params,
@@ -102,7 +108,7 @@ def policy_params(
   jax.jit,
   static_argnames=("act", "num_sessions", "max_requests", "observe_fn"),
 )
-def judge_seeds(
+def evaluate_seeds(
   rng_key: chex.PRNGKey,
   world: World,
   table: ExpectedRewards,
@@ -112,11 +118,11 @@ def judge_seeds(
   max_requests: int,
   held: chex.Array,
   observe_fn: Any = env.observe,
-) -> Judged:
-  """`judge` of each seed; arguments and result, not `held`, have the axis `R`."""
+) -> EvalResult:
+  """`evaluate` of each seed; arguments and result, not `held`, have the axis `R`."""
 
   def one(rng_key, world, table, params):
-    return judge(
+    return evaluate(
       rng_key,
       world,
       table,
@@ -131,53 +137,58 @@ def judge_seeds(
   return jax.vmap(one)(rng_key, world, table, params)
 
 
-def judge_policy(
-  run: Run,
+def evaluate_policy(
+  experiment: Experiment,
   act: policies.Act,
   params: Any,
   *,
   max_requests: int | None = None,
   held: bool = False,
   observe_fn: Any = env.observe,
-) -> Judged:
+) -> EvalResult:
   """A policy on the sessions that every policy of the run is judged on.
 
   Args:
-    run: with its table.
+    experiment: with its table.
     act: the policy.
     params: its parameters, leading axis `R`.
     max_requests: of a session, if not the run's.
     held: whether exploration is held over a session.
     observe_fn: what the policy sees.
   """
-  return judge_seeds(
-    run.keys["evaluation"],
-    run.judging,
-    run.table,
+  return evaluate_seeds(
+    experiment.keys["evaluation"],
+    experiment.evaluation_world,
+    experiment.table,
     act,
     params,
-    run.config.evaluation_sessions,
-    run.config.max_requests if max_requests is None else max_requests,
+    experiment.config.evaluation_sessions,
+    experiment.config.max_requests if max_requests is None else max_requests,
     jnp.asarray(held),
     observe_fn,
   )
 
 
-def judge_state(
-  run: Run,
+def evaluate_state(
+  experiment: Experiment,
   state: Any,
   *,
   half_width: float = 0.0,
   stddev: float = 0.0,
   **options: Any,
-) -> Judged:
-  """The policy of a learner's state, see `judge_policy`."""
-  params = policy_params(run.algorithm, state, half_width, stddev)
-  return judge_policy(run, run.algorithm.act, params, **options)
+) -> EvalResult:
+  """The policy of a learner's state, see `evaluate_policy`."""
+  params = policy_params(experiment.study_learner, state, half_width, stddev)
+  return evaluate_policy(
+    experiment, experiment.study_learner.act, params, **options
+  )
 
 
 def search_linear(
-  run: Run, rng_key: chex.PRNGKey, policy: LinearPolicy, search: Search
+  experiment: Experiment,
+  rng_key: chex.PRNGKey,
+  policy: LinearPolicy,
+  search: Search,
 ) -> LinearPolicy:
   """Ascends from a linear policy of the privileged observation."""
 
@@ -188,12 +199,12 @@ def search_linear(
       table,
       policy,
       search,
-      run.config.max_requests,
+      experiment.config.max_requests,
       env.privileged_observation,
     )
 
-  table = rewards_of(run.table, run.world)
-  return jax.vmap(one)(rng_key, run.world, table, policy)
+  table = rewards_of(experiment.table, experiment.world)
+  return jax.vmap(one)(rng_key, experiment.world, table, policy)
 
 
 def linear_policy(
@@ -212,8 +223,8 @@ def assemble(
   config: ProgressiveConfig,
   worlds: Sequence[World],
   seeds: Sequence[int],
-  algorithm: Algorithm,
-) -> Run:
+  study_learner: StudyLearner,
+) -> Experiment:
   """The run before anything is searched, tabulated or judged.
 
   `table`, `start` and `base` are None, the action and the normalisation are
@@ -234,40 +245,42 @@ def assemble(
   seeded = jnp.stack([jax.random.key(seed) for seed in seeds])
   split = jax.vmap(lambda key: jax.random.split(key, len(_KEYS)))(seeded)
   features = jnp.zeros((len(seeds), len(world.observation_names)), jnp.float32)
-  return Run(
+  return Experiment(
     config=config,
     seeds=tuple(seeds),
     world=world,
-    judging=jax.vmap(judging_world)(world),
+    evaluation_world=jax.vmap(evaluation_world)(world),
     table=None,
     es=jnp.zeros((len(seeds), world.num_actions), jnp.float32),
     normalization=Normalization(features, features),
-    algorithm=algorithm,
+    study_learner=study_learner,
     start=None,
     base=None,
     keys={name: split[:, n] for n, name in enumerate(_KEYS)},
   )
 
 
-def with_algorithm(
-  run: Run, config: ProgressiveConfig, algorithm: Algorithm
-) -> Run:
+def with_study_learner(
+  experiment: Experiment, config: ProgressiveConfig, study_learner: StudyLearner
+) -> Experiment:
   """The run with another learner around the same baseline policy.
 
   Args:
-    run: of `assemble` or `baselines.prepare`.
+    experiment: of `assemble` or `baselines.prepare`.
     config: as in the run, but for `train`.
-    algorithm: of `make_algorithm`.
+    study_learner: of `make_study_learner`.
 
   Returns:
     The run before its first round.
   """
   start = initial_state(
-    algorithm,
+    study_learner,
     tuple(sorted(config.train.hyperparams.items())),
-    run.keys["network"],
-    run.normalization,
-    run.es,
-    run.world.group_weights.shape[1],
+    experiment.keys["network"],
+    experiment.normalization,
+    experiment.es,
+    experiment.world.group_weights.shape[1],
   )
-  return run._replace(config=config, algorithm=algorithm, start=start)
+  return experiment._replace(
+    config=config, study_learner=study_learner, start=start
+  )

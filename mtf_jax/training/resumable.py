@@ -1,0 +1,164 @@
+"""One training run in a folder: begins there, or goes on where it was left."""
+
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from mtf_jax.data.transitions import TransitionDataset, sample_transitions
+from mtf_jax.learners.base import Learner, normalization_from
+from mtf_jax.training import loop
+from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.training.config import TrainConfig, hyperparams_of, make_learner
+from mtf_jax.training.metrics import (
+  MetricsWriter,
+  NegativeTargetWarning,
+  Progress,
+  summarize,
+)
+
+
+def initial_state(
+  config: TrainConfig, learner: Learner, dataset: TransitionDataset
+) -> loop.TrainState:
+  """The run that a configuration describes, before its first update."""
+  network_key, batch_key, example_key = jax.random.split(
+    jax.random.key(config.seed), 3
+  )
+  example = sample_transitions(example_key, dataset, 1)
+  hyperparams = {
+    name: jnp.asarray(value) for name, value in config.hyperparams.items()
+  }
+  learner_state = learner.init(
+    network_key,
+    jax.tree.map(lambda leaf: leaf[0], example),
+    hyperparams_of(config.learner)(**hyperparams),
+    normalization_from(dataset),
+  )
+  return loop.start(batch_key, learner_state)
+
+
+def _check_same_run(
+  found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+  """Refuses to go on from the checkpoint of another run."""
+
+  def flat(record):
+    parts = {**record, **record["config"]}
+    # A run may be made longer.
+    return {
+      k: v for k, v in parts.items() if k not in ("config", "num_updates")
+    }
+
+  before = flat(found)
+  for name, now in flat(expected).items():
+    if before.get(name) != now:
+      raise ValueError(
+        f"{name}: expected {before.get(name)!r} as in the checkpoint of"
+        f" --out_dir, found {now!r}; use another --out_dir for another run."
+      )
+
+
+def train_in_folder(
+  config: TrainConfig,
+  dataset: TransitionDataset,
+  out_dir: str | os.PathLike[str],
+  data_record: Mapping[str, Any],
+  *,
+  keep: int = 3,
+) -> loop.TrainState:
+  """Trains until `config.num_updates` updates are done in all.
+
+  `checkpoints/` and `metrics.jsonl` are written into the folder. A run that was
+  interrupted ends, on a CPU, in the same bits as one that was not.
+
+  Args:
+    config: what to train.
+    dataset: rows on the device, made with the configuration's `num_steps` and
+      `discount`.
+    out_dir: created if missing; the newest whole checkpoint there is gone on
+      from.
+    data_record: what the rows are, by name, JSON-serialisable; a checkpoint of
+      other rows is refused.
+    keep: checkpoints to keep.
+
+  Returns:
+    The trained state.
+
+  Raises:
+    NonFiniteError: a loss or a gradient is not finite; the state before it is
+      saved.
+    CheckpointError: no checkpoint could be read, or one not be written.
+    ValueError: the folder holds another run.
+  """
+  learner = make_learner(config, dataset)
+  state = initial_state(config, learner, dataset)
+  record = {"config": config.to_json(), **data_record}
+  out_dir = pathlib.Path(out_dir)
+  out_dir.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(out_dir / "checkpoints", keep=keep)
+  try:
+    restored = checkpoints.restore(
+      state, check=lambda found: _check_same_run(found, record)
+    )
+    if restored is None:
+      _say(f"No checkpoint in {out_dir}: starting at update 0.")
+      checkpoints.save(0, state, record)
+    else:
+      state, _ = restored
+      _say(f"Going on from update {state.step}.")
+    return _train(config, learner, state, dataset, out_dir, checkpoints, record)
+  except loop.NonFiniteError as error:
+    if error.step not in checkpoints.steps():
+      checkpoints.save(error.step, error.state, record)
+    logging.error("%s The state before it is saved.", error)
+    raise
+  finally:
+    checkpoints.close()
+
+
+def _train(
+  config: TrainConfig,
+  learner: Learner,
+  state: loop.TrainState,
+  dataset: TransitionDataset,
+  out_dir: pathlib.Path,
+  checkpoints: Checkpoints,
+  record: Mapping[str, Any],
+) -> loop.TrainState:
+  """The loop, with a row of metrics a chunk and a checkpoint now and then."""
+  first_step = int(state.step)
+  writer = MetricsWriter(out_dir / "metrics.jsonl", first_step)
+  progress = Progress(first_step, config.num_updates)
+  negative_targets = NegativeTargetWarning()
+
+  def on_chunk(state, metrics):
+    step = int(state.step)
+    row = summarize(metrics)
+    negative_targets.check(row)
+    rate = progress.update(step)
+    writer.write(
+      {"step": step, "time": time.time(), "updates_per_s": rate, **row}
+    )
+    if step % config.checkpoint_every == 0 or step == config.num_updates:
+      checkpoints.save(step, state, record)
+
+  return loop.train(
+    learner,
+    state,
+    dataset,
+    config.num_updates,
+    batch_size=config.batch_size,
+    chunk_size=config.chunk_size,
+    on_chunk=on_chunk,
+  )
+
+
+def _say(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
