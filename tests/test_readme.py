@@ -40,7 +40,7 @@ def test_the_readme_shows_whole_functions_of_the_example():
 
 
 def test_the_example_is_the_file_and_prints_what_the_readme_shows():
-  (example,) = _blocks("python", _GUIDE)
+  example, *_ = _blocks("python", _GUIDE)
   assert example == _EXAMPLE.read_text(encoding="utf-8")
   # In a process of its own, as a reader runs it: optax's Adam does not hold to
   # the strict promotion of these tests.

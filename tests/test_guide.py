@@ -1,0 +1,83 @@
+"""The learner that the guide writes is one, as it stands there."""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtf_jax import networks
+from mtf_jax.data import transitions
+from mtf_jax.learners import registry
+from mtf_jax.learners.base import Learner, normalization_from
+from mtf_jax.studies.progressive.config import PRESETS
+from mtf_jax.training import loop
+from mtf_jax.training.config import TrainConfig
+from tests.session_logs import random_log
+
+_GUIDE = pathlib.Path(__file__).parents[1] / "docs" / "guide.md"
+
+
+def _learner_of_the_guide():
+  blocks = re.findall(
+    r"^```python\n(.*?)^```$",
+    _GUIDE.read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
+  )
+  (source,) = [block for block in blocks if "base.Learner(init" in block]
+  namespace = {"__name__": "rwr"}
+  exec(compile(source, "rwr.py", "exec"), namespace)
+  return namespace["rwr"], namespace["Hyperparams"]
+
+
+def test_the_learner_of_the_guide_trains():
+  rwr, hyperparams = _learner_of_the_guide()
+  learner = rwr(networks.mlp_actor(2, (8,)))
+  assert isinstance(learner, Learner) and learner.value is None
+  dataset = transitions.device_dataset(random_log())
+  one = transitions.sample_transitions(jax.random.key(0), dataset, 1)
+  state = learner.init(
+    jax.random.key(1),
+    jax.tree.map(lambda leaf: leaf[0], one),
+    hyperparams(actor_learning_rate=0.01),
+    normalization_from(dataset),
+  )
+  before = jax.tree.map(np.array, learner.policy(state))
+  losses = []
+  state = loop.train(
+    learner,
+    loop.start(jax.random.key(2), state),
+    dataset,
+    2,
+    batch_size=16,
+    chunk_size=1,
+    on_chunk=lambda _, metrics: losses.append(metrics.actor_loss),
+  )
+  assert state.step == 2 and np.all(np.isfinite(losses))
+  after = learner.policy(state.learner)
+  assert not np.array_equal(
+    jax.tree.leaves(after.actor_params)[0],
+    jax.tree.leaves(before.actor_params)[0],
+  )
+  action = learner.act(after, dataset.observation[0], jax.random.key(3))
+  assert action.shape == (2,) and jnp.all(jnp.abs(action) <= 1)
+
+
+def test_its_entry_is_all_that_configurations_need(monkeypatch):
+  rwr, hyperparams = _learner_of_the_guide()
+  entry = registry.Entry(lambda actor, critic, **_: rwr(actor), hyperparams)
+  monkeypatch.setitem(registry.LEARNERS, "rwr", entry)
+  TrainConfig(learner="rwr", hyperparams={"temperature": 0.5})
+  preset = PRESETS["cpu"]
+  tuned = {"rwr:box": {"num_steps": 4, "hyperparams": {"temperature": 0.5}}}
+  for numbers, num_steps, own in (
+    ({}, preset.train.num_steps, {}),
+    (tuned, 4, {"temperature": 0.5}),
+  ):
+    config = dataclasses.replace(preset, tuned=numbers)
+    train = config.with_learner("rwr").train
+    assert (train.learner, train.num_steps) == ("rwr", num_steps)
+    rate = preset.train.hyperparams["actor_learning_rate"]
+    assert train.hyperparams == {"actor_learning_rate": rate, **own}
