@@ -1,7 +1,8 @@
 """Reads the fields that a class's docstring describes, for the API reference.
 
 NamedTuples and data classes here describe their fields as `name: text`, with no
-heading above; the reference shows them as a list.
+heading above; the reference shows them as a list. The references of a module
+stand on a line each.
 """
 
 import re
@@ -33,6 +34,13 @@ def _list_fields(text: str) -> str:
 
 class Fields(griffe.Extension):
   """Makes a list of them."""
+
+  def on_module(self, *, mod: griffe.Module, **_) -> None:
+    """Gives each of several references a paragraph."""
+    if mod.docstring:
+      mod.docstring.value = re.sub(
+        r"(?<!:)\n(?=  \[\d+\] )", "\n\n", mod.docstring.value
+      )
 
   def on_class(self, *, cls: griffe.Class, **_) -> None:
     """Rewrites the docstring of one class."""

@@ -38,6 +38,7 @@ _ROOMS = {
 }
 # Target of a Markdown link or picture.
 _TARGET = re.compile(r"(?<=\]\()([^)\s#]+)")
+_INLINE_CODE = re.compile(r"<code>[^<]*--[^<]*</code>")
 
 
 def _in_site(path: str) -> str:
@@ -100,3 +101,13 @@ def on_page_markdown(markdown, page, config, files):
     return posixpath.relpath(_in_site(path), start)
 
   return _TARGET.sub(move, markdown)
+
+
+def on_page_content(html, page, config, files):
+  """Keeps a flag in running text in one piece: lines break after hyphens."""
+
+  def keep(match):
+    flag = r'<span class="flag">\g<0></span>'
+    return re.sub(r"--\w+", flag, match.group())
+
+  return _INLINE_CODE.sub(keep, html)

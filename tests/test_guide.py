@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,33 +16,38 @@ from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.studies.progressive.config import PRESETS
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig
+from tests.learners.test_conformance import Case
 from tests.session_logs import random_log
 
 _GUIDE = pathlib.Path(__file__).parents[1] / "docs" / "guide.md"
 
 
-def _learner_of_the_guide():
+def _block_with(text):
   blocks = re.findall(
     r"^```python\n(.*?)^```$",
     _GUIDE.read_text(encoding="utf-8"),
     re.MULTILINE | re.DOTALL,
   )
-  (source,) = [block for block in blocks if "base.Learner(init" in block]
-  namespace = {"__name__": "rwr"}
-  exec(compile(source, "rwr.py", "exec"), namespace)
-  return namespace["rwr"], namespace["Hyperparams"]
+  (block,) = [block for block in blocks if text in block]
+  return block
+
+
+def _learner_of_the_guide():
+  module = types.ModuleType("rwr")
+  exec(_block_with("base.Learner(init"), vars(module))
+  return module
 
 
 def test_the_learner_of_the_guide_trains():
-  rwr, hyperparams = _learner_of_the_guide()
-  learner = rwr(networks.mlp_actor(2, (8,)))
+  rwr = _learner_of_the_guide()
+  learner = rwr.rwr(networks.mlp_actor(2, (8,)))
   assert isinstance(learner, Learner) and learner.value is None
   dataset = transitions.device_dataset(random_log())
   one = transitions.sample_transitions(jax.random.key(0), dataset, 1)
   state = learner.init(
     jax.random.key(1),
     jax.tree.map(lambda leaf: leaf[0], one),
-    hyperparams(actor_learning_rate=0.01),
+    rwr.Hyperparams(actor_learning_rate=0.01),
     normalization_from(dataset),
   )
   before = jax.tree.map(np.array, learner.policy(state))
@@ -66,9 +72,13 @@ def test_the_learner_of_the_guide_trains():
 
 
 def test_its_entry_is_all_that_configurations_need(monkeypatch):
-  rwr, hyperparams = _learner_of_the_guide()
-  entry = registry.Entry(lambda actor, critic, **_: rwr(actor), hyperparams)
+  names = {"Entry": registry.Entry, "Case": Case}
+  names["rwr"] = _learner_of_the_guide()
+  lines = _block_with("Entry(").splitlines()
+  entry, case = (eval(f"{{{line}}}", names)["rwr"] for line in lines)
+  assert set(case.others) == set(entry.hyperparams._fields)
   monkeypatch.setitem(registry.LEARNERS, "rwr", entry)
+  assert isinstance(entry.build(None, None, critic_updates=1), Learner)
   TrainConfig(learner="rwr", hyperparams={"temperature": 0.5})
   preset = PRESETS["cpu"]
   tuned = {"rwr:box": {"num_steps": 4, "hyperparams": {"temperature": 0.5}}}
