@@ -1,5 +1,9 @@
 """Strictness for every test: silent promotion and random flakes are errors."""
 
+import os
+import shutil
+import tempfile
+
 import hypothesis
 import jax
 import pytest
@@ -13,6 +17,28 @@ hypothesis.settings.register_profile(
   "mtf_jax", derandomize=True, deadline=None, max_examples=60
 )
 hypothesis.settings.load_profile("mtf_jax")
+
+
+def pytest_configure(config):
+  """One folder of compiled programs for a run of the tests, and for no other.
+
+  Workers and the programs that tests start inherit the environment; what one
+  has compiled the others read.
+  """
+  if hasattr(config, "workerinput"):
+    return
+  config.compiled_programs = tempfile.mkdtemp(prefix="compiled_programs_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled_programs
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  # Here jax has read its environment already.
+  jax.config.update("jax_compilation_cache_dir", config.compiled_programs)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_unconfigure(config):
+  """Nothing is left behind."""
+  if hasattr(config, "compiled_programs"):
+    shutil.rmtree(config.compiled_programs, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -119,38 +119,6 @@ def normalize_one(
   return (observation - normalization.mean) / normalization.scale
 
 
-def split_batch(batch: Transition, critic_updates: int) -> Transition:
-  """Parts of a batch, one for each critic update.
-
-  Args:
-    batch: leading axis `B`.
-    critic_updates: number of parts, static.
-
-  Returns:
-    The batch with leading axes `[critic_updates, B / critic_updates]`.
-
-  Raises:
-    ValueError: `critic_updates` does not divide `B`.
-  """
-  batch_size = batch.discount_t.shape[0]
-  if batch_size % critic_updates:
-    raise ValueError(
-      f"batch: expected a size that critic_updates = {critic_updates}"
-      f" divides, found {batch_size}."
-    )
-  return jax.tree.map(
-    lambda leaf: leaf.reshape(critic_updates, -1, *leaf.shape[1:]), batch
-  )
-
-
-def check_critic_updates(critic_updates: int) -> None:
-  """Raises ValueError unless there is at least one critic update."""
-  if critic_updates < 1:
-    raise ValueError(
-      f"critic_updates: expected 1 or more, found {critic_updates}."
-    )
-
-
 def check_ranges(
   hyperparams: Any, bounds: Mapping[str, tuple[float, float]]
 ) -> None:

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.transitions import Transition
-from mtf_jax.learners import base
-from mtf_jax.learners.base import Learner, Normalization, Policy
+from mtf_jax.learners import actor_critic, base
+from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.networks import Actor
 
 
@@ -94,10 +94,7 @@ def bc(actor: Actor) -> Learner:
     return State(
       actor_params=actor_params,
       actor_optimizer=base.start_optimizer(actor_params),
-      # Copies: a state is donated, and the caller may use these again.
-      hyperparams=jax.tree.map(
-        lambda value: jnp.array(value, observation.dtype), hyperparams
-      ),
+      hyperparams=actor_critic.own_hyperparams(hyperparams, example),
       normalization=base.own_normalization(normalization, observation),
     )
 
@@ -106,27 +103,15 @@ def bc(actor: Actor) -> Learner:
 
     def loss_fn(params):
       action = actor.apply(params, batch.observation_tm1)
-      return jnp.mean(jnp.square(action - batch.action_tm1))
+      return jnp.mean(jnp.square(action - batch.action_tm1)), None
 
-    loss, gradient = jax.value_and_grad(loss_fn)(state.actor_params)
-    params, optimizer, norm = base.descend(
-      gradient,
-      state.actor_params,
-      state.actor_optimizer,
-      state.hyperparams.actor_learning_rate,
-      state.hyperparams.max_gradient_norm,
-    )
-    state = state._replace(actor_params=params, actor_optimizer=optimizer)
-    return state, Metrics(actor_loss=loss, actor_gradient_norm=norm)
+    state, _, metrics = actor_critic.climb(loss_fn, state)
+    return state, Metrics(**metrics)
 
-  def policy(state: State) -> Policy:
-    return Policy(state.actor_params, state.normalization)
-
-  def act(
-    params: Policy, observation: chex.Array, rng_key: chex.PRNGKey
-  ) -> jax.Array:
-    del rng_key  # The policy is deterministic.
-    observation = base.normalize_one(params.normalization, observation)
-    return actor.apply(params.actor_params, observation[None, :])[0]
-
-  return Learner(init=init, update=update, policy=policy, act=act, value=None)
+  return Learner(
+    init=init,
+    update=update,
+    policy=actor_critic.policy,
+    act=actor_critic.deterministic_act(actor),
+    value=None,
+  )

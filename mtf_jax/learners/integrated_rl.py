@@ -21,7 +21,6 @@ from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.kernels.losses import (
   actor_loss,
-  critic_loss,
   ensemble_mean_std,
   td_targets,
 )
@@ -30,8 +29,8 @@ from mtf_jax.kernels.relaxation import (
   exceedance,
   relaxation_penalty,
 )
-from mtf_jax.learners import base
-from mtf_jax.learners.base import Learner, Normalization, Policy, descend
+from mtf_jax.learners import actor_critic, base
+from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.networks import Actor, Critic
 
 
@@ -156,7 +155,6 @@ def integrated_rl(
     ValueError: at `init`, a hyperparameter out of range or of a wrong shape; at
       `update`, a batch that `critic_updates` does not divide.
   """
-  base.check_critic_updates(critic_updates)
 
   def init(
     rng_key: chex.PRNGKey,
@@ -167,16 +165,6 @@ def integrated_rl(
     hyperparams = Hyperparams() if hyperparams is None else hyperparams
     base.check_ranges(hyperparams, _BOUNDS)
     observation = jnp.asarray(example.observation_tm1)
-    dtype = observation.dtype
-    (num_groups,) = example.r_t.shape
-    # Copies: a state is donated, and the caller may use these again.
-    hyperparams = jax.tree.map(
-      lambda value: jnp.array(value, dtype), hyperparams
-    )
-    hyperparams = hyperparams._replace(
-      group_weights=jnp.broadcast_to(hyperparams.group_weights, num_groups),
-      reward_shift=jnp.broadcast_to(hyperparams.reward_shift, num_groups),
-    )
     actor_key, critic_key = jax.random.split(rng_key)
     actor_params = actor.init(actor_key, observation)
     critic_params = critic.init(
@@ -190,7 +178,9 @@ def integrated_rl(
       target_critic_params=jax.tree.map(jnp.copy, critic_params),
       actor_optimizer=base.start_optimizer(actor_params),
       critic_optimizer=base.start_optimizer(critic_params),
-      hyperparams=hyperparams,
+      hyperparams=actor_critic.own_hyperparams(
+        hyperparams, example, by_group=("group_weights", "reward_shift")
+      ),
       normalization=base.own_normalization(normalization, observation),
     )
 
@@ -213,46 +203,25 @@ def integrated_rl(
       q_t,
     )
 
-    def loss_fn(params):
-      q_tm1 = critic.apply(
-        params, batch.observation_tm1, batch.action_tm1, batch.box_tm1
-      )
-      return jnp.mean(jax.vmap(critic_loss)(q_tm1, targets)), q_tm1
-
-    (loss, q_tm1), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.critic_params
-    )
-    params, optimizer, norm = descend(
-      gradient,
-      state.critic_params,
-      state.critic_optimizer,
-      numbers.critic_learning_rate,
-      numbers.max_gradient_norm,
-    )
-    target_params = optax.incremental_update(
-      params, state.target_critic_params, numbers.target_step_size
-    )
+    state, metrics = actor_critic.regress_critics(critic, state, batch, targets)
     state = state._replace(
-      critic_params=params,
-      critic_optimizer=optimizer,
-      target_critic_params=target_params,
+      target_critic_params=optax.incremental_update(
+        state.critic_params,
+        state.target_critic_params,
+        numbers.target_step_size,
+      )
     )
     continues = batch.discount_t > 0
-    bootstraps = jnp.maximum(jnp.sum(continues), 1).astype(loss.dtype)
+    bootstraps = jnp.maximum(jnp.sum(continues), 1).astype(targets.dtype)
 
     def continuing_mean(values):
       return jnp.sum(jnp.where(continues, values, 0)) / bootstraps
 
-    negative = jnp.mean(targets < 0, axis=(1, 2), dtype=loss.dtype)
-    metrics = {
-      "critic_loss": loss,
-      "q_mean": jnp.mean(q_tm1, axis=(0, 2)),
-      "q_min": jnp.min(q_tm1, axis=(0, 2)),
-      "q_max": jnp.max(q_tm1, axis=(0, 2)),
+    negative = jnp.mean(targets < 0, axis=(1, 2), dtype=targets.dtype)
+    metrics |= {
       "target_exceedance": continuing_mean(exceedance_t),
       "bootstrap_weight": continuing_mean(weight_t),
       "negative_target_share": continuing_mean(negative),
-      "critic_gradient_norm": norm,
     }
     return state, metrics
 
@@ -279,59 +248,31 @@ def integrated_rl(
       )
       return jnp.mean(loss), (q, exceedance_tm1)
 
-    (loss, (q, exceedance_tm1)), gradient = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.actor_params)
-    params, optimizer, norm = descend(
-      gradient,
-      state.actor_params,
-      state.actor_optimizer,
-      numbers.actor_learning_rate,
-      numbers.max_gradient_norm,
-    )
-    target_params = optax.incremental_update(
-      params, state.target_actor_params, numbers.target_step_size
-    )
+    state, (q, exceedance_tm1), metrics = actor_critic.climb(loss_fn, state)
     state = state._replace(
-      actor_params=params,
-      actor_optimizer=optimizer,
-      target_actor_params=target_params,
+      target_actor_params=optax.incremental_update(
+        state.actor_params, state.target_actor_params, numbers.target_step_size
+      )
     )
-    metrics = {
-      "actor_loss": loss,
+    metrics |= {
       "q_std": jnp.mean(jax.vmap(ensemble_mean_std)(q)[1], axis=0),
       "exceedance": jnp.mean(exceedance_tm1),
-      "outside_share": jnp.mean(exceedance_tm1 > 0, dtype=loss.dtype),
-      "actor_gradient_norm": norm,
+      "outside_share": jnp.mean(exceedance_tm1 > 0, dtype=q.dtype),
     }
     return state, metrics
-
-  def update(state: State, batch: Transition) -> tuple[State, Metrics]:
-    batch = base.normalize_batch(state.normalization, batch)
-    parts = base.split_batch(batch, critic_updates)
-    state, critic_metrics = jax.lax.scan(update_critic, state, parts)
-    last = jax.tree.map(lambda leaf: leaf[-1], parts)
-    state, actor_metrics = update_actor(state, last)
-    critic_metrics = jax.tree.map(
-      lambda leaf: jnp.mean(leaf, axis=0), critic_metrics
-    )
-    return state, Metrics(**critic_metrics, **actor_metrics)
-
-  def policy(state: State) -> Policy:
-    return Policy(state.actor_params, state.normalization)
-
-  def act(
-    params: Policy, observation: chex.Array, rng_key: chex.PRNGKey
-  ) -> jax.Array:
-    del rng_key  # The policy is deterministic.
-    observation = base.normalize_one(params.normalization, observation)
-    return actor.apply(params.actor_params, observation[None, :])[0]
 
   def value(
     state: State, observation: chex.Array, action: chex.Array, box: ActionBox
   ) -> jax.Array:
-    observation = base.normalize_one(state.normalization, observation)
-    one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
-    return ensemble_mean_std(critic.apply(state.critic_params, *one)[0])[0]
+    q = actor_critic.values_of(critic, state, observation, action, box)
+    return ensemble_mean_std(q)[0]
 
-  return Learner(init=init, update=update, policy=policy, act=act, value=value)
+  return Learner(
+    init=init,
+    update=actor_critic.delayed(
+      update_critic, update_actor, Metrics, critic_updates
+    ),
+    policy=actor_critic.policy,
+    act=actor_critic.deterministic_act(actor),
+    value=value,
+  )

@@ -32,9 +32,9 @@ import optax
 
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.kernels.losses import critic_loss, td_targets
-from mtf_jax.learners import base
-from mtf_jax.learners.base import Learner, Normalization, Policy
+from mtf_jax.kernels.losses import td_targets
+from mtf_jax.learners import actor_critic, base
+from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.networks import Actor, Critic
 
 _VALUE_FLOOR = 1e-7
@@ -167,7 +167,6 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
     ValueError: at `init`, a hyperparameter out of range or of a wrong shape; at
       `update`, a batch that `critic_updates` does not divide.
   """
-  base.check_critic_updates(critic_updates)
 
   def init(
     rng_key: chex.PRNGKey,
@@ -178,14 +177,6 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
     hyperparams = Hyperparams() if hyperparams is None else hyperparams
     base.check_ranges(hyperparams, _BOUNDS)
     observation = jnp.asarray(example.observation_tm1)
-    (num_groups,) = example.r_t.shape
-    # Copies: a state is donated, and the caller may use these again.
-    hyperparams = jax.tree.map(
-      lambda value: jnp.array(value, observation.dtype), hyperparams
-    )
-    hyperparams = hyperparams._replace(
-      group_weights=jnp.broadcast_to(hyperparams.group_weights, num_groups)
-    )
     actor_key, critic_key, noise_key = jax.random.split(rng_key, 3)
     actor_params = actor.init(actor_key, observation)
     critic_params = critic.init(
@@ -199,7 +190,9 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
       target_critic_params=jax.tree.map(jnp.copy, critic_params),
       actor_optimizer=base.start_optimizer(actor_params),
       critic_optimizer=base.start_optimizer(critic_params),
-      hyperparams=hyperparams,
+      hyperparams=actor_critic.own_hyperparams(
+        hyperparams, example, by_group=("group_weights",)
+      ),
       normalization=base.own_normalization(normalization, observation),
       rng_key=noise_key,
     )
@@ -226,33 +219,8 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
       jnp.broadcast_to(lowest, q_t.shape),
     )
 
-    def loss_fn(params):
-      q_tm1 = critic.apply(
-        params, batch.observation_tm1, batch.action_tm1, batch.box_tm1
-      )
-      return jnp.mean(jax.vmap(critic_loss)(q_tm1, targets)), q_tm1
-
-    (loss, q_tm1), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.critic_params
-    )
-    params, optimizer, norm = base.descend(
-      gradient,
-      state.critic_params,
-      state.critic_optimizer,
-      numbers.critic_learning_rate,
-      numbers.max_gradient_norm,
-    )
-    state = state._replace(
-      critic_params=params, critic_optimizer=optimizer, rng_key=rng_key
-    )
-    metrics = {
-      "critic_loss": loss,
-      "q_mean": jnp.mean(q_tm1, axis=(0, 2)),
-      "q_min": jnp.min(q_tm1, axis=(0, 2)),
-      "q_max": jnp.max(q_tm1, axis=(0, 2)),
-      "critic_gradient_norm": norm,
-    }
-    return state, metrics
+    state = state._replace(rng_key=rng_key)
+    return actor_critic.regress_critics(critic, state, batch, targets)
 
   def update_actor(
     state: State, batch: Transition
@@ -272,62 +240,32 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
       loss = numbers.cloning_scale * error - weight * jnp.mean(value)
       return loss, (weight, error)
 
-    (loss, (weight, error)), gradient = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.actor_params)
-    params, optimizer, norm = base.descend(
-      gradient,
-      state.actor_params,
-      state.actor_optimizer,
-      numbers.actor_learning_rate,
-      numbers.max_gradient_norm,
-    )
+    state, (weight, error), metrics = actor_critic.climb(loss_fn, state)
     # As in [1] and [2] all targets move here, not with each critic update.
     target_actor_params, target_critic_params = optax.incremental_update(
-      (params, state.critic_params),
+      (state.actor_params, state.critic_params),
       (state.target_actor_params, state.target_critic_params),
       numbers.target_step_size,
     )
     state = state._replace(
-      actor_params=params,
-      actor_optimizer=optimizer,
       target_actor_params=target_actor_params,
       target_critic_params=target_critic_params,
     )
-    metrics = {
-      "actor_loss": loss,
-      "value_weight": weight,
-      "cloning_error": error,
-      "actor_gradient_norm": norm,
-    }
+    metrics |= {"value_weight": weight, "cloning_error": error}
     return state, metrics
-
-  def update(state: State, batch: Transition) -> tuple[State, Metrics]:
-    batch = base.normalize_batch(state.normalization, batch)
-    parts = base.split_batch(batch, critic_updates)
-    state, critic_metrics = jax.lax.scan(update_critic, state, parts)
-    last = jax.tree.map(lambda leaf: leaf[-1], parts)
-    state, actor_metrics = update_actor(state, last)
-    critic_metrics = jax.tree.map(
-      lambda leaf: jnp.mean(leaf, axis=0), critic_metrics
-    )
-    return state, Metrics(**critic_metrics, **actor_metrics)
-
-  def policy(state: State) -> Policy:
-    return Policy(state.actor_params, state.normalization)
-
-  def act(
-    params: Policy, observation: chex.Array, rng_key: chex.PRNGKey
-  ) -> jax.Array:
-    del rng_key  # The policy is deterministic; its noise is the targets' alone.
-    observation = base.normalize_one(params.normalization, observation)
-    return actor.apply(params.actor_params, observation[None, :])[0]
 
   def value(
     state: State, observation: chex.Array, action: chex.Array, box: ActionBox
   ) -> jax.Array:
-    observation = base.normalize_one(state.normalization, observation)
-    one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
-    return jnp.min(critic.apply(state.critic_params, *one)[0], axis=1)
+    q = actor_critic.values_of(critic, state, observation, action, box)
+    return jnp.min(q, axis=1)
 
-  return Learner(init=init, update=update, policy=policy, act=act, value=value)
+  return Learner(
+    init=init,
+    update=actor_critic.delayed(
+      update_critic, update_actor, Metrics, critic_updates
+    ),
+    policy=actor_critic.policy,
+    act=actor_critic.deterministic_act(actor),
+    value=value,
+  )

@@ -1,6 +1,7 @@
 """Configuration of a run: what is static, by name, and presets by size."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -165,19 +166,27 @@ PRESETS = {
 }
 
 
-def make_networks(
-  config: TrainConfig, action_size: int, num_groups: int
-) -> tuple[networks.Actor, networks.Critic]:
-  """The networks that a configuration describes, for `A` and `G` of a log."""
-  if config.actor == "ple":
+# One object for one description: actors are static arguments, and programs of a
+# policy are compiled once for all learners that have this actor.
+@functools.cache
+def _make_actor(
+  name: str, action_size: int, hidden_sizes: tuple[int, ...]
+) -> networks.Actor:
+  if name == "ple":
     if action_size % 2:
       raise ValueError(
         "actor: expected an even number of action components for 'ple', found"
         f" {action_size}."
       )
-    actor = networks.ple_actor(action_size // 2)
-  else:
-    actor = networks.mlp_actor(action_size, config.hidden_sizes)
+    return networks.ple_actor(action_size // 2)
+  return networks.mlp_actor(action_size, hidden_sizes)
+
+
+def make_networks(
+  config: TrainConfig, action_size: int, num_groups: int
+) -> tuple[networks.Actor, networks.Critic]:
+  """The networks that a configuration describes, for `A` and `G` of a log."""
+  actor = _make_actor(config.actor, action_size, config.hidden_sizes)
   sizes = (num_groups, config.ensemble_size, config.hidden_sizes)
   if config.critic == "mlp":
     critic = networks.mlp_critic(*sizes)

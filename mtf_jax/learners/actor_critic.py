@@ -1,0 +1,221 @@
+"""Parts that learners with an actor, most of them with critics, share.
+
+Letters: `B` transitions of a batch, `S` state features, `A` action components,
+`G` reward groups, `M` critics of a group.
+
+References:
+  [1] Fujimoto et al., "Addressing Function Approximation Error in Actor-Critic
+  Methods", ICML 2018: the delayed update of the actor.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mtf_jax.data.transitions import Transition
+from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.kernels.losses import critic_loss
+from mtf_jax.learners import base
+from mtf_jax.learners.base import Policy
+from mtf_jax.networks import Actor, Critic
+
+# `(state, batch) -> (state, metrics by name)`.
+PartialUpdate = Callable[[Any, Transition], tuple[Any, dict[str, jax.Array]]]
+
+
+def own_hyperparams(
+  hyperparams: Any,
+  example: Transition,
+  by_group: Sequence[str] = (),
+) -> Any:
+  """Copies of the numbers for a new state, as arrays of the observations' dtype.
+
+  Args:
+    hyperparams: a NamedTuple of numbers. The caller may use them again: a state
+      is donated.
+    example: one transition without a batch axis.
+    by_group: names of the fields with a number for each group, which one number
+      stands for as well.
+  """
+  dtype = jnp.asarray(example.observation_tm1).dtype
+  hyperparams = jax.tree.map(lambda value: jnp.array(value, dtype), hyperparams)
+  return hyperparams._replace(
+    **{
+      name: jnp.broadcast_to(getattr(hyperparams, name), example.r_t.shape)
+      for name in by_group
+    }
+  )
+
+
+def policy(state: Any) -> Policy:
+  """The part of a state that acts."""
+  return Policy(state.actor_params, state.normalization)
+
+
+@functools.cache
+def deterministic_act(
+  actor: Actor,
+) -> Callable[[Policy, chex.Array, chex.PRNGKey], jax.Array]:
+  """`act` of a learner whose policy is what its actor answers.
+
+  One function for one actor, whatever the learner: it is a static argument, and
+  another object would compile everything again.
+  """
+
+  def act(
+    params: Policy, observation: chex.Array, rng_key: chex.PRNGKey
+  ) -> jax.Array:
+    del rng_key  # The policy is deterministic.
+    observation = base.normalize_one(params.normalization, observation)
+    return actor.apply(params.actor_params, observation[None, :])[0]
+
+  return act
+
+
+def values_of(
+  critic: Critic,
+  state: Any,
+  observation: chex.Array,
+  action: chex.Array,
+  box: ActionBox,
+) -> jax.Array:
+  """`[G, M]` values of one action, by a state's own critics."""
+  observation = base.normalize_one(state.normalization, observation)
+  one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
+  return critic.apply(state.critic_params, *one)[0]
+
+
+def regress_critics(
+  critic: Critic, state: Any, batch: Transition, targets: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+  """One step of Adam on the mean of `(Q_gm(s, a) - y_gm)^2`.
+
+  Args:
+    critic: the critics' network.
+    state: with `critic_params`, `critic_optimizer` and `hyperparams`.
+    batch: observations normalised.
+    targets: y, `[B, G, M]`.
+
+  Returns:
+    The state after the step, and metrics: the loss, `[G]` mean, smallest and
+    largest value of the logged actions, and the gradient's norm.
+  """
+
+  def loss_fn(params):
+    q_tm1 = critic.apply(
+      params, batch.observation_tm1, batch.action_tm1, batch.box_tm1
+    )
+    return jnp.mean(jax.vmap(critic_loss)(q_tm1, targets)), q_tm1
+
+  (loss, q_tm1), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+    state.critic_params
+  )
+  params, optimizer, norm = base.descend(
+    gradient,
+    state.critic_params,
+    state.critic_optimizer,
+    state.hyperparams.critic_learning_rate,
+    state.hyperparams.max_gradient_norm,
+  )
+  metrics = {
+    "critic_loss": loss,
+    "q_mean": jnp.mean(q_tm1, axis=(0, 2)),
+    "q_min": jnp.min(q_tm1, axis=(0, 2)),
+    "q_max": jnp.max(q_tm1, axis=(0, 2)),
+    "critic_gradient_norm": norm,
+  }
+  state = state._replace(critic_params=params, critic_optimizer=optimizer)
+  return state, metrics
+
+
+def climb(
+  loss_fn: Callable[[Any], tuple[jax.Array, Any]], state: Any
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+  """One step of Adam of the actor.
+
+  Args:
+    loss_fn: actor parameters -> `(loss, auxiliary)`.
+    state: with `actor_params`, `actor_optimizer` and `hyperparams`.
+
+  Returns:
+    The state after the step, the auxiliary, and metrics: the loss and the
+    gradient's norm.
+  """
+  (loss, auxiliary), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+    state.actor_params
+  )
+  params, optimizer, norm = base.descend(
+    gradient,
+    state.actor_params,
+    state.actor_optimizer,
+    state.hyperparams.actor_learning_rate,
+    state.hyperparams.max_gradient_norm,
+  )
+  state = state._replace(actor_params=params, actor_optimizer=optimizer)
+  metrics = {"actor_loss": loss, "actor_gradient_norm": norm}
+  return state, auxiliary, metrics
+
+
+def _split_batch(batch: Transition, critic_updates: int) -> Transition:
+  """Parts of a batch, one for each critic update.
+
+  Args:
+    batch: leading axis `B`.
+    critic_updates: number of parts, static.
+
+  Returns:
+    The batch with leading axes `[critic_updates, B / critic_updates]`.
+
+  Raises:
+    ValueError: `critic_updates` does not divide `B`.
+  """
+  batch_size = batch.discount_t.shape[0]
+  if batch_size % critic_updates:
+    raise ValueError(
+      f"batch: expected a size that critic_updates = {critic_updates}"
+      f" divides, found {batch_size}."
+    )
+  return jax.tree.map(
+    lambda leaf: leaf.reshape(critic_updates, -1, *leaf.shape[1:]), batch
+  )
+
+
+def delayed(
+  update_critic: PartialUpdate,
+  update_actor: PartialUpdate,
+  metrics_type: Callable[..., Any],
+  critic_updates: int,
+) -> Callable[[Any, Transition], tuple[Any, Any]]:
+  """`update` of a learner: some critic updates, then one of the actor [1].
+
+  Args:
+    update_critic, update_actor: on a batch whose observations are normalised.
+    metrics_type: takes the metrics of both by name.
+    critic_updates: static. A batch is split into that many parts, and the
+      actor's part is the last one.
+
+  Raises:
+    ValueError: `critic_updates` is not positive; at `update`, it does not
+      divide the batch.
+  """
+  if critic_updates < 1:
+    raise ValueError(
+      f"critic_updates: expected 1 or more, found {critic_updates}."
+    )
+
+  def update(state: Any, batch: Transition) -> tuple[Any, Any]:
+    batch = base.normalize_batch(state.normalization, batch)
+    parts = _split_batch(batch, critic_updates)
+    state, critic_metrics = jax.lax.scan(update_critic, state, parts)
+    last = jax.tree.map(lambda leaf: leaf[-1], parts)
+    state, actor_metrics = update_actor(state, last)
+    critic_metrics = jax.tree.map(
+      lambda leaf: jnp.mean(leaf, axis=0), critic_metrics
+    )
+    return state, metrics_type(**critic_metrics, **actor_metrics)
+
+  return update
