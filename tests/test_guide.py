@@ -74,8 +74,9 @@ def test_the_learner_of_the_guide_trains():
 def test_its_entry_is_all_that_configurations_need(monkeypatch):
   names = {"Entry": registry.Entry, "Case": Case}
   names["rwr"] = _learner_of_the_guide()
-  lines = _block_with("Entry(").splitlines()
-  entry, case = (eval(f"{{{line}}}", names)["rwr"] for line in lines)
+  entry_line, case_lines = _block_with("Entry(").split("\n", 1)
+  entry = eval(f"{{{entry_line}}}", names)["rwr"]
+  case = eval(f"{{{case_lines}}}", names)["rwr"]
   assert set(case.others) == set(entry.hyperparams._fields)
   monkeypatch.setitem(registry.LEARNERS, "rwr", entry)
   assert isinstance(entry.build(None, None, critic_updates=1), Learner)
