@@ -5,7 +5,7 @@
     --out=log_gauc.json
 
 `--run` is the folder of `experiments.progressive --world=kuairand.world`; all
-its seeds, leaving models and critics are judged. The ranker is trained again as
+its seeds, leaving models and learners are evaluated. The ranker is trained again as
 `fit_world` did; `--test_from` and `--seed` must be those of the fit. The
 world's response model was fitted to all days, the held-out ones included. Needs
 the `data` extra.
@@ -82,15 +82,15 @@ def _read_policies(run_dir: str, world: World) -> dict[str, Any]:
   return policies
 
 
-def _title(leaving: str, judged_on: np.ndarray, chosen_on: int) -> str:
+def _title(leaving: str, evaluated_on: np.ndarray, chosen_on: int) -> str:
   """Says where the best weights were chosen, and if that is in-sample."""
-  title = f"{leaving}, days {', '.join(map(str, judged_on))}"
+  title = f"{leaving}, days {', '.join(map(str, evaluated_on))}"
   title += f"; best weights chosen on {chosen_on}"
-  return f"{title} (one of these days)" if chosen_on in judged_on else title
+  return f"{title} (one of these days)" if chosen_on in evaluated_on else title
 
 
 def main(argv: Sequence[str]) -> None:
-  """Judges all policies of the run, prints the tables, writes the JSON."""
+  """Evaluates all policies of the run, prints the tables, writes the JSON."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   # Orbax reports every step.
@@ -114,15 +114,15 @@ def main(argv: Sequence[str]) -> None:
     "chosen_on": int(dates[0]),
     "days": [],
   }
-  for judged_on in (dates[1:], dates):
-    part = rows.on(judged_on)
+  for evaluated_on in (dates[1:], dates):
+    part = rows.on(evaluated_on)
     figures = {
       leaving: log_gauc.evaluate(part, world.fusion_spec, weights, runs)
       for leaving, runs in policies.items()
     }
-    result["days"].append({"dates": judged_on.tolist(), "leaving": figures})
+    result["days"].append({"dates": evaluated_on.tolist(), "leaving": figures})
     for leaving, found in figures.items():
-      title = _title(leaving, judged_on, dates[0])
+      title = _title(leaving, evaluated_on, dates[0])
       print(tables.text(log_gauc.table(title, found)))
   write_json(out, result)
   print(out)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from mtf_jax.evaluation.tables import text as table_text
+from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import study
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir, RunDirError
@@ -54,14 +55,14 @@ _LEARNERS = flags.DEFINE_list(
 _EXPLORATION = flags.DEFINE_enum(
   "exploration",
   None,
-  list(config_lib.EXPLORATIONS),
+  list(EXPLORATIONS),
   "How often the deviation in the box is drawn, instead of the preset's.",
 )
 _ES_STEPS = flags.DEFINE_integer(
   "es_steps",
   None,
-  "Steps of the evolution strategy (ES) that is in service first, instead of the"
-  " preset's; 240 converge it in preset `cpu`.",
+  "Steps of the evolution strategy (ES) that finds the baseline policy, instead"
+  " of the preset's.",
   lower_bound=2,
 )
 _LEAVING = flags.DEFINE_list(

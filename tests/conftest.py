@@ -47,3 +47,15 @@ def small_world():
   from tests.small_world import small_world as make_small_world
 
   return make_small_world()
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+  """XLA optimises little, for modules whose programs run for moments only.
+
+  Not for tests of numbers: those are of the programs that users run.
+  """
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)

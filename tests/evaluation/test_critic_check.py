@@ -12,6 +12,8 @@ from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from tests.small_world import small_world
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _EFFORT = Effort(states=64, continuations=3, sessions=32, max_requests=3)
 _ACTION = jnp.linspace(-0.3, 0.3, 10)
 

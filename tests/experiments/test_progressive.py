@@ -12,6 +12,8 @@ from mtf_jax.studies.progressive import play, study
 from tests.small_world import small_world
 from tests.tiny_run import TINY, tiny_study_learner
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = (
   *("resume", "rounds", "seeds", "leaving", "world"),

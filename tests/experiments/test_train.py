@@ -26,20 +26,10 @@ def command(dataset, out_dir, *flags):
   ]
 
 
-def environment(dataset):
-  """All runs of a test compile once."""
-  return {
-    **os.environ,
-    "JAX_COMPILATION_CACHE_DIR": str(dataset.parent / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
-
 def run(dataset, *args):
   return subprocess.run(
     command(dataset, *args),
     cwd=_ROOT,
-    env=environment(dataset),
     capture_output=True,
     text=True,
     timeout=300,
@@ -63,7 +53,6 @@ def test_killed_and_resumed_ends_in_the_same_bits(dataset, tmp_path):
   process = subprocess.Popen(
     command(dataset, tmp_path / "killed", long),
     cwd=_ROOT,
-    env=environment(dataset),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
@@ -94,15 +83,6 @@ def test_killed_and_resumed_ends_in_the_same_bits(dataset, tmp_path):
 
   assert rows("killed") == rows("whole")
 
-  other = run(dataset, tmp_path / "killed", long, "--critic=box")
-  assert other.returncode != 0
-  assert "critic: expected 'mlp' as in the checkpoint" in other.stderr
-  for path in (tmp_path / "killed" / "checkpoints").rglob("_METADATA"):
-    path.unlink()
-  damaged = run(dataset, tmp_path / "killed", long)
-  assert damaged.returncode != 0
-  assert "expected a whole checkpoint, found none" in damaged.stderr
-
 
 def test_flags_reach_the_run(dataset, tmp_path):
   done = run(
@@ -129,40 +109,17 @@ def test_flags_reach_the_run(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("learner", "hyperparam", "metric"),
+  ("flag", "message"),
   [
-    ("bc", "actor_learning_rate=0.001", "actor_loss"),
-    ("td3_bc", "target_noise=0.03", "cloning_error"),
+    ("--hyperparam=sharpness=1", "expected fields of bc's"),
+    (
+      "--hyperparam=actor_learning_rate",
+      "expected name=number[,number], found",
+    ),
   ],
 )
-def test_another_learner_trains_and_goes_on(
-  dataset, tmp_path, learner, hyperparam, metric
-):
-  flags = (f"--learner={learner}", f"--hyperparam={hyperparam}")
-  for num_updates in (20, 40):
-    done = run(dataset, tmp_path, *flags, f"--num_updates={num_updates}")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == num_updates
-  assert "Going on from update 20." in done.stderr
-  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  assert [row["step"] for row in rows] == [20, 40]
-  assert all(row[metric] > 0 for row in rows)
-
-  other = run(dataset, tmp_path, "--num_updates=60")
-  assert other.returncode != 0
-  assert f"learner: expected {learner!r} as in the checkpoint" in other.stderr
-  unknown = run(dataset, tmp_path, *flags, "--hyperparam=sharpness=1")
-  assert unknown.returncode != 0
-  assert f"expected fields of {learner}'s" in unknown.stderr
-
-
-def test_a_checkpoint_of_the_layout_before_is_refused(dataset, tmp_path):
-  flags = ("--learner=bc", "--num_updates=20")
-  assert run(dataset, tmp_path, *flags).returncode == 0
-  for path in tmp_path.rglob("record/metadata"):
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "schema_version": 1}))
-  again = run(dataset, tmp_path, *flags)
-  assert again.returncode != 0
-  assert "20: expected schema version 2, found 1." in again.stderr
+def test_bad_hyperparameters_are_refused(dataset, tmp_path, flag, message):
+  done = run(dataset, tmp_path / "run", "--learner=bc", flag)
+  assert done.returncode != 0
+  assert message in done.stderr
+  assert not (tmp_path / "run").exists()

@@ -13,6 +13,8 @@ from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import digest
 from tests.session_logs import random_log
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _LEARNER = integrated_rl(
   networks.mlp_actor(2, (8,)), networks.mlp_critic(2, 2, (8, 8))
 )

@@ -11,6 +11,8 @@ from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.scores import lookup_scores
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _NUM_SESSIONS = 64
 _MAX_REQUESTS = 10
 _ZERO = jnp.zeros(10)

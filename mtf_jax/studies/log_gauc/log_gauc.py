@@ -16,7 +16,7 @@ from mtf_jax.studies.log_gauc.held_out import HeldOut
 
 BASE = "baseline policy"
 NOTE = (
-  "The days are held out from the ranker alone: ES and the policies were"
+  "The days are held out from the ranker alone: all policies were"
   " trained in a world whose response model was fitted to all days of the log,"
   " these included."
 )
@@ -70,7 +70,7 @@ def evaluate(
   """MTF-GAUC of global weights and of the policies of several runs.
 
   Args:
-    held_out: impressions of the days to judge on.
+    held_out: impressions of the days to evaluate on.
     spec: the world's.
     weights: global weights by name.
     policies: by run (a seed), the policies by name as `(act, params)`, without
@@ -78,7 +78,7 @@ def evaluate(
 
   Returns:
     Ready for JSON: `impressions`, `users` and `users_in_world` that count, and
-    `mtf_gauc.compare` of the policies' mean over runs (`mean`) and of each run
+    `mtf_gauc.compare_policies` of the policies' mean over runs (`mean`) and of each run
     (`runs`).
   """
   shown = held_out.impressions
@@ -114,12 +114,12 @@ def evaluate(
   }
 
 
-def table(title: str, judged: Mapping[str, Any]) -> Table:
+def table(title: str, evaluated: Mapping[str, Any]) -> Table:
   """`evaluate`'s figures for reading.
 
   Args:
     title: heading.
-    judged: of `evaluate`.
+    evaluated: of `evaluate`.
   """
 
   def cell(value, interval, form):
@@ -132,12 +132,12 @@ def table(title: str, judged: Mapping[str, Any]) -> Table:
       cell(figures["gauc"], figures["ci95"], ".4f"),
       cell(figures["minus_base"], figures["minus_base_ci95"], "+.4f"),
     )
-    for name, figures in judged["mean"].items()
+    for name, figures in evaluated["mean"].items()
   ]
   note = (
-    f"{judged['users']} users with both labels ({judged['users_in_world']} of"
-    f" them in the world), {judged['impressions']} impressions,"
-    f" {len(judged['runs'])} seeds; 95% intervals over users, paired for"
+    f"{evaluated['users']} users with both labels ({evaluated['users_in_world']} of"
+    f" them in the world), {evaluated['impressions']} impressions,"
+    f" {len(evaluated['runs'])} seeds; 95% intervals over users, paired for"
     f" differences. {NOTE}"
   )
   return Table(title, note, ("weights", "MTF-GAUC", f"minus {BASE}"), rows)

@@ -49,13 +49,13 @@ CONTESTS = (
     "es_matched_budget_gain",
     "es_matched_budget",
     BASELINE,
-    "ES, as many sessions more",
+    "ES, matched budget",
   ),
   Contest(
     "over_es_matched_budget",
     LAST_ROUND,
     "es_matched_budget",
-    "last round over that ES",
+    "last round over ES, matched budget",
   ),
   Contest(
     "reward_gain_uncut",

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from mtf_jax.learners.es import Search
+from mtf_jax.policies import is_held
 from mtf_jax.training.config import TrainConfig, hyperparams_of
 
-EXPLORATIONS = ("session", "request")
 GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
 
 
@@ -58,11 +58,7 @@ class ProgressiveConfig:
       value = getattr(self, field.name)
       if field.type is int and value < 1:
         raise ValueError(f"{field.name}: expected 1 or more, found {value}.")
-    if self.exploration not in EXPLORATIONS:
-      raise ValueError(
-        f"exploration: expected one of {', '.join(EXPLORATIONS)}, found"
-        f" {self.exploration!r}."
-      )
+    is_held(self.exploration)  # Refuses an unknown name.
     if self.check_continuations < 2:
       raise ValueError(
         "check_continuations: expected 2 or more, found"

@@ -20,7 +20,7 @@ class FinishedPolicy(NamedTuple):
   """A policy of a finished run, not exploring.
 
   seed, leaving: which run it is of.
-  name: "baseline_policy", or the learner and whether it is the policy of the
+  name: "baseline policy", or the learner and whether it is the policy of the
     last round or of the single batch.
   act, params: the policy.
   """

@@ -277,7 +277,7 @@ def play_group(
 
   Args:
     configs: of each learner, by its name in the run.
-    algorithms: likewise.
+    study_learners: likewise.
     worlds: one for each seed.
     seeds: theirs.
     folder: where it goes, and what is done already is read.

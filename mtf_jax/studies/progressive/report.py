@@ -79,7 +79,7 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   note = (
     "Relative to the baseline policy (ES) unless said otherwise, same users and"
     " sessions; 95% interval over users. Hate rate of the baseline:"
-    f"  {result['rounds'][0]['hate_rate_base']:.5f}."
+    f" {result['rounds'][0]['hate_rate_base']:.5f}."
   )
   return Table(title, note, header, rows)
 
@@ -143,9 +143,10 @@ def overview_table(columns: Columns) -> Table:
     ["headroom reached", *over_seeds("headroom_reached", "{:.0%}".format)]
   )
   note = (
-    "Session reward of the last round's policy over the baseline policy, %, with 95% intervals"
-    " over users; below the seeds, means over seeds. The headroom is what a"
-    " short privileged search finds, no bound: a policy may exceed it."
+    "Session reward of the last round's policy over the baseline policy, %,"
+    " with 95% intervals over users; below the seeds, means over seeds. The"
+    " headroom is what a short privileged search finds, no bound: a policy may"
+    " exceed it."
   )
   return Table("Overview", note, header, rows)
 

@@ -7,6 +7,7 @@ import base64
 import html as html_lib
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from mtf_jax.data.behaviours import TASKS
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.kernels.exploration import HALF_WIDTH
-from mtf_jax.studies.progressive.comparisons import CONTESTS
+from mtf_jax.studies.progressive.comparisons import BASELINE, CONTESTS
 from mtf_jax.studies.progressive.drift import DRIFT_BIN
 from mtf_jax.studies.progressive.report import Columns, Page, overview_table
 
@@ -36,10 +37,12 @@ _STYLE = (
 _ACTIONS = [f"{kind} {task}" for kind in ("power", "bias") for task in TASKS]
 
 
-_BY_NAME = {contest.name: contest for contest in CONTESTS}
-# Shown as points beside every seed's interval.
-_RIVALS = (_BY_NAME["single_batch_gain"], _BY_NAME["es_matched_budget_gain"])
-_COLORS = (_ORANGE, _GREEN)
+# What the policy of the last round is drawn beside: all that was held against
+# the baseline policy on the same sessions.
+_RIVALS = [contest for contest in CONTESTS if contest.base == BASELINE]
+_MARKERS = "x+1234"
+_LINES = ("--", ":", "-.")
+_RIVAL_COLORS = (_ORANGE, _GREEN, _GREY)
 
 
 def _figure(width: float, height: float):
@@ -76,7 +79,9 @@ def _overview_picture(columns: Columns) -> str:
       capsize=2,
       label="progressive",
     )
-    for contest, marker, color in zip(_RIVALS, "x+", _COLORS, strict=True):
+    for contest, marker, color in zip(
+      _RIVALS, cycle(_MARKERS), cycle(_RIVAL_COLORS), strict=False
+    ):
       rival = [row[f"{contest.name}_pct"] for row in figures]
       axes.plot(rival, place, marker, color=color, label=contest.label)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -85,7 +90,7 @@ def _overview_picture(columns: Columns) -> str:
     axes.set_title(", ".join(name), fontsize=10)
   handles, labels = grid[0, 0].get_legend_handles_labels()
   figure.legend(
-    handles, labels, loc="outside upper right", ncols=3, frameon=False
+    handles, labels, loc="outside upper right", ncols=4, frameon=False
   )
   figure.supxlabel("reward over the baseline policy, %", fontsize=10)
   figure.supylabel("seed", fontsize=10)
@@ -104,9 +109,8 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
   gains.errorbar(
     number, gain, error, color=_BLUE, marker="o", capsize=3, label="progressive"
   )
-  for contest, style, color in (
-    (_BY_NAME["single_batch_gain"], "--", _ORANGE),
-    (_BY_NAME["headroom"], ":", _GREEN),
+  for contest, style, color in zip(
+    _RIVALS, cycle(_LINES), cycle(_RIVAL_COLORS), strict=False
   ):
     gains.axhline(
       result["contests"][contest.name]["pct"],

@@ -32,6 +32,7 @@ import numpy as np
 from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.evaluation.ab_test import figures
 from mtf_jax.kernels.exploration import HALF_WIDTH
+from mtf_jax.policies import is_held
 from mtf_jax.studies.progressive.collect import (
   as_dataset,
   collect_part,
@@ -171,7 +172,7 @@ def play_round(
   started = time.monotonic()
   before = evaluate_state(experiment, state)
   costs: list[dict[str, Any]] = [{} for _ in experiment.seeds]
-  held = config.exploration == "session"
+  held = is_held(config.exploration)
   for name, noise in (
     ("exploration_cost", {"half_width": HALF_WIDTH}),
     ("gaussian_cost", {"stddev": GAUSSIAN_STDDEV}),

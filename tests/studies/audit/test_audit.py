@@ -14,6 +14,8 @@ from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _B = {name: n for n, name in enumerate(BEHAVIOURS)}
 
 

@@ -26,6 +26,8 @@ from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.world import fingerprint
 from tests.tiny_run import TINY
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _TEST_FROM = 20220429
 _LEAVING = "satisfaction_floor"
 _LEARNER = "integrated_rl"

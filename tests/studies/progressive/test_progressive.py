@@ -21,6 +21,8 @@ from mtf_jax.worlds import rollout as rollout_lib
 from tests.small_world import small_world
 from tests.tiny_run import TINY, tiny_study_learner
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def world():

@@ -52,8 +52,8 @@ def test_overview_counts_the_seeds_that_gain():
   assert rows["mean [95% over seeds]"][1] == "+4.00 [+4.00, +4.00]"
   assert rows["single batch of as much data"] == ["+0.92", "+2.00"]
   assert rows["last round over the single batch"] == ["+0.61", "+1.33"]
-  assert rows["ES, as many sessions more"] == ["+0.46", "+1.00"]
-  assert rows["last round over that ES"] == ["+0.37", "+0.80"]
+  assert rows["ES, matched budget"] == ["+0.46", "+1.00"]
+  assert rows["last round over ES, matched budget"] == ["+0.37", "+0.80"]
   assert rows["headroom reached"] == ["50%", "none"]
 
 
