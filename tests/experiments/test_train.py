@@ -26,10 +26,15 @@ def command(dataset, out_dir, *flags):
   ]
 
 
-def run(dataset, *args):
+# As the fixture `quick_to_compile`, for a process.
+QUICK_TO_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def run(dataset, *args, **environment):
   return subprocess.run(
     command(dataset, *args),
     cwd=_ROOT,
+    env={**os.environ, **environment},
     capture_output=True,
     text=True,
     timeout=300,
@@ -95,6 +100,7 @@ def test_flags_reach_the_run(dataset, tmp_path):
     "--ensemble_size=3",
     "--hyperparam=penalty_scale=0.5",
     "--hyperparam=group_weights=1,2",
+    **QUICK_TO_COMPILE,
   )
   assert done.returncode == 0, done.stderr
   record = next((tmp_path / "run").rglob("record/*")).read_text()

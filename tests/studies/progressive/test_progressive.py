@@ -10,6 +10,7 @@ from mtf_jax.data import session_log, transitions
 from mtf_jax.evaluation import ab_test
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.kernels.exploration import action_box
+from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import baselines, comparisons
 from mtf_jax.studies.progressive import collect as collect_lib
 from mtf_jax.studies.progressive import config as config_lib
@@ -224,7 +225,7 @@ def test_the_cost_of_exploring_is_that_of_the_noise_that_is_used(experiment):
   assert not np.array_equal(held.reward, anew.reward)
 
 
-@pytest.mark.parametrize("exploration", config_lib.EXPLORATIONS)
+@pytest.mark.parametrize("exploration", EXPLORATIONS)
 def test_rounds_log_the_exploration_that_is_asked_for(experiment, exploration):
   config = dataclasses.replace(TINY, exploration=exploration)
   split = jax.vmap(jax.random.split)(experiment.keys["round"])
