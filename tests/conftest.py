@@ -53,7 +53,8 @@ def small_world():
 def quick_to_compile():
   """XLA optimises little, for modules whose programs run for moments only.
 
-  Not for tests of numbers: those are of the programs that users run.
+  What they test does not hang on how XLA fuses. Kernels, networks and learners
+  are tested as users run them.
   """
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", True)

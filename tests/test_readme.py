@@ -62,14 +62,6 @@ def test_the_example_is_the_file_and_prints_what_the_readme_shows():
   assert rewards[1] > rewards[0]
 
 
-def test_pictures_exist():
-  text = (_ROOT / "README.md").read_text(encoding="utf-8")
-  pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-  assert pictures
-  for picture in pictures:
-    assert (_ROOT / picture).is_file(), picture
-
-
 def _anchors(page):
   text = re.sub(
     r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S
