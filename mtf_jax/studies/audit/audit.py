@@ -130,7 +130,8 @@ def sensitivity(
     for n, value in enumerate(grid):
       action = center.at[component].set(float(value))
       moved, _ = _totals(world, table, _fixed(best, action), effort)
-      gains[component, n] = stats.relative_gain(moved, base)
+      gain = stats.relative_gain(moved, base)
+      gains[component, n] = (gain.percent, gain.low, gain.high)
   return {
     "grid": grid.tolist(),
     **{

@@ -103,6 +103,25 @@ def test_search_finds_a_gain(few):
   assert stats.relative_gain(value(found), value(start)).low > 0
 
 
+def test_sensitivity_is_nothing_at_the_best_action(few):
+  """Weights that the grid holds: there the paired gain is 0, without error."""
+  table = returns_lib.expected_rewards(few)
+  best = oracle.blinded(
+    oracle.start_policy(few, env.observe, jnp.zeros(few.num_actions), 1.0)
+  )
+  effort = effort_lib.PRESETS["smoke"]._replace(sessions=128, max_requests=4)
+  found = audit.sensitivity(few, table, best, effort)
+  assert found["grid"] == [-1.0, 0.0, 1.0]
+  low, gain, high = (np.array(found[name]) for name in ("low", "gain", "high"))
+  assert gain.shape == (few.num_actions, 3)
+  for values in (low, gain, high):
+    np.testing.assert_array_equal(values[:, 1], 0)
+  # Every power moves some list, so its gain has an error; a bias may not.
+  powers = few.num_actions // 2
+  assert np.all((low < gain)[:powers, [0, 2]])
+  np.testing.assert_allclose(gain - low, high - gain, atol=1e-9)
+
+
 def test_boxed_policy_stays_in_its_box(few):
   center = jnp.full(10, 0.9)
   policy = oracle.start_policy(few, env.observe, center, 0.15)
