@@ -130,7 +130,7 @@ def _start(workload, learner, dataset):
   return jax.vmap(start)(jax.random.split(jax.random.key(1), workload.seeds))
 
 
-def _contraction(batch: int, repeats: int):
+def _contraction(batch: int):
   """A scan of batched [256, 256] contractions; returns a timer of its rate."""
   keys = jax.random.split(jax.random.key(0))
   a, b = (jax.random.normal(key, (batch, _H, _H)) for key in keys)
@@ -254,7 +254,7 @@ def measure(
   state, _ = compiled(state, dataset)
   jax.block_until_ready(state)
   first_update_s = time.perf_counter() - start
-  contraction = _contraction(_G * workload.ensemble_size, harness.REPEATS.value)
+  contraction = _contraction(_G * workload.ensemble_size)
   seconds, rates = [], []
   for _ in range(harness.REPEATS.value):
     rates.append(contraction())

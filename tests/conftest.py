@@ -50,12 +50,16 @@ def small_world():
 
 
 @pytest.fixture(scope="module")
-def quick_to_compile():
+def quick_to_compile(small_world):
   """XLA optimises little, for modules whose programs run for moments only.
 
-  Not for tests of numbers: those are of the programs that users run.
+  What they test does not hang on how XLA fuses. Kernels, networks, learners and
+  the building of worlds are tested as users run them: the world that tests
+  share is built before, and nothing that was compiled stays.
   """
+  del small_world
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
+  jax.clear_caches()

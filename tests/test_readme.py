@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 
+from mtf_jax.studies.progressive import comparisons, config
+
 _ROOT = pathlib.Path(__file__).parents[1]
 _EXAMPLE = _ROOT / "experiments" / "plug_in.py"
 _GUIDE = "docs/guide.md"
@@ -30,6 +32,17 @@ def _words(text):
 def test_set_up_is_two_commands():
   lines = _blocks("bash")[0].strip().splitlines()
   assert len(lines) == 2
+
+
+def test_the_readme_shows_the_rows_that_a_run_prints():
+  table = next(b for b in _blocks("text") if "\npolicy " in b)
+  body = table.split("\npolicy ", 1)[1].split("\n\n")[0].splitlines()[1:]
+  labels = [re.split(r"  +", line)[0] for line in body]
+  rounds = config.PRESETS["cpu"].rounds
+  contests = [contest.label for contest in comparisons.CONTESTS]
+  assert labels == [f"round {n + 1}" for n in range(rounds)] + contests
+  (learner,) = re.findall(r"^seed 0, .*, learner (\w+)$", table, re.MULTILINE)
+  assert learner == config.PRESETS["cpu"].train.learner
 
 
 def test_the_readme_shows_whole_functions_of_the_example():
@@ -60,14 +73,6 @@ def test_the_example_is_the_file_and_prints_what_the_readme_shows():
   rewards, expected = rewards.astype(float), np.array(expected).astype(float)
   np.testing.assert_allclose(rewards, expected, rtol=2e-3)
   assert rewards[1] > rewards[0]
-
-
-def test_pictures_exist():
-  text = (_ROOT / "README.md").read_text(encoding="utf-8")
-  pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-  assert pictures
-  for picture in pictures:
-    assert (_ROOT / picture).is_file(), picture
 
 
 def _anchors(page):

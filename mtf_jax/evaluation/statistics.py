@@ -13,11 +13,24 @@ import numpy as np
 
 
 class Gain(NamedTuple):
-  """Relative gain of a policy over another, percent, with a 95% interval."""
+  """Relative gain of a policy over another.
+
+  percent: the gain.
+  error: its standard error, percent.
+  """
 
   percent: float
-  low: float
-  high: float
+  error: float
+
+  @property
+  def low(self) -> float:
+    """Lower end of the 95% interval, percent; normal."""
+    return self.percent - 1.96 * self.error
+
+  @property
+  def high(self) -> float:
+    """Upper end of the 95% interval, percent; normal."""
+    return self.percent + 1.96 * self.error
 
 
 def relative_gain(better: np.ndarray, base: np.ndarray) -> Gain:
@@ -28,13 +41,12 @@ def relative_gain(better: np.ndarray, base: np.ndarray) -> Gain:
     base: `[B]` returns of the other one, same sessions in the same order.
 
   Returns:
-    `100 (mean(better) / mean(base) - 1)` and its 95% interval.
+    `100 (mean(better) / mean(base) - 1)` and its standard error.
   """
   better, base = np.asarray(better, np.float64), np.asarray(base, np.float64)
   ratio = better.mean() / base.mean()
   error = np.std(better - ratio * base) / (base.mean() * np.sqrt(base.size))
-  percent = 100.0 * (ratio - 1.0)
-  return Gain(percent, percent - 196.0 * error, percent + 196.0 * error)
+  return Gain(100.0 * (ratio - 1.0), 100.0 * error)
 
 
 def resample(num_units: int, replicates: int, seed: int) -> np.ndarray:
@@ -97,9 +109,8 @@ def paired_comparison(
   gain = relative_gain(
     np.bincount(unit, np.asarray(policy)), np.bincount(unit, np.asarray(base))
   )
-  error = (gain.high - gain.low) / (2 * 1.96)
   # Equal policies have no error and no gain.
-  z = gain.percent / error if error > 0 else 0.0
+  z = gain.percent / gain.error if gain.error > 0 else 0.0
   return Comparison(
     float(gain.percent),
     (float(gain.low), float(gain.high)),

@@ -93,8 +93,12 @@ class TrainConfig:
   @property
   def discount(self) -> float:
     """The learner's discount factor, which n-step returns need as well."""
-    default = getattr(hyperparams_of(self.learner)(), "discount", 1.0)
-    return self.hyperparams.get("discount", default)
+    return self.hyperparam("discount", 1.0)
+
+  def hyperparam(self, name: str, absent: Any) -> Any:
+    """A number of the learner: given, its default, or `absent` if it has none."""
+    default = getattr(hyperparams_of(self.learner)(), name, absent)
+    return self.hyperparams.get(name, default)
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it: lists for tuples."""

@@ -274,24 +274,6 @@ def _mixed_log(seed):
   return log
 
 
-def _steps_by_hand(log, row, num_steps, discount):
-  """`r_t`, `discount_t` and the next row of the transition from a row."""
-  reward, weight = np.zeros(log.reward.shape[1]), 1.0
-  for taken in range(num_steps):
-    reward += discount**taken * log.reward[row]
-    if log.terminal[row]:
-      return reward, 0.0, None
-    weight = discount**taken
-    row += 1
-    after = row + 1
-    known = (
-      after < len(log.step) and log.session_id[after] == log.session_id[row]
-    )
-    if log.bootstrap_only[row] or not (log.terminal[row] or known):
-      break
-  return reward, weight, row
-
-
 def _started(log, cut):
   """Rows that a transition starts from, and where nothing follows: a loop."""
   starts, ends = [], np.array(log.terminal)
@@ -335,23 +317,23 @@ def test_transitions_are_those_of_a_plain_loop(num_steps, cut):
   both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
   found = jax.vmap(lambda r: transitions.dataset_from(r, **options))(both)
   for n, log in enumerate(logs):
-    lane = jax.tree.map(lambda x, n=n: np.asarray(x[n]), found)
+    of_log = jax.tree.map(lambda x, n=n: np.asarray(x[n]), found)
     alone = transitions.device_dataset(log, **options)
-    jax.tree.map(np.testing.assert_array_equal, alone, lane)
+    jax.tree.map(np.testing.assert_array_equal, alone, of_log)
     by_hand, ended = _started(log, cut)
-    starts = lane.start_row[: lane.num_transitions]
+    starts = of_log.start_row[: of_log.num_transitions]
     np.testing.assert_array_equal(starts, by_hand)
     seen = set()
     for row in starts:
       reward, weight, following = _steps_by_hand(
         log, row, num_steps, 0.9, by_hand, ended
       )
-      np.testing.assert_allclose(lane.reward[row], reward, rtol=1e-5)
-      np.testing.assert_allclose(lane.discount[row], weight, rtol=1e-5)
+      np.testing.assert_allclose(of_log.reward[row], reward, rtol=1e-5)
+      np.testing.assert_allclose(of_log.discount[row], weight, rtol=1e-5)
       if following is None:
         seen.add("ended")
         continue
-      assert lane.next_row[row] == following
+      assert of_log.next_row[row] == following
       if num_steps == 20:
         # As far as the log goes: only the last row of a session follows.
         assert log.session_id[following] == log.session_id[row]

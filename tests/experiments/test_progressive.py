@@ -8,7 +8,7 @@ from absl import flags
 
 from experiments import progressive as launcher
 from mtf_jax.fitting import synthetic
-from mtf_jax.studies.progressive import play, study
+from mtf_jax.studies.progressive import baselines, play, study
 from tests.small_world import small_world
 from tests.tiny_run import TINY, tiny_study_learner
 
@@ -36,10 +36,12 @@ def launch(monkeypatch):
   )
   # Compiling the privileged search takes as long as all the rest, and the
   # library's own tests run it.
-  monkeypatch.setattr(
-    play.baselines,
-    "evaluate_oracle",
-    lambda run: run.base._replace(reward=1.04 * run.base.reward),
+  monkeypatch.setitem(
+    baselines.RIVALS,
+    "oracle",
+    lambda experiment: baselines.Evaluated(
+      experiment.base._replace(reward=1.04 * experiment.base.reward), [{}, {}]
+    ),
   )
 
   def run(*args):
@@ -75,11 +77,11 @@ def _killed_in_call(function, nth):
 def test_killed_and_resumed_ends_in_the_same_numbers(
   launch, tmp_path, monkeypatch, capsys
 ):
-  """Two seeds side by side, two critics; killed in each kind of round."""
+  """Two seeds side by side, three learners; killed in each kind of round."""
   options = (
     "--seeds=0,1",
     "--parallel_seeds=2",
-    "--learners=integrated_rl,integrated_rl:mlp",
+    "--learners=integrated_rl,td3_bc:mlp,bc",
   )
   options += ("--es_steps=3",)
   whole = tmp_path / "whole"
@@ -89,7 +91,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   for name in ("summary.json", "report.md", "report.html"):
     assert str(whole / name) in printed
   page = (whole / "report.html").read_text()
-  assert page.count("data:image/png;base64,") == 1 + 3 * 4
+  assert page.count("data:image/png;base64,") == 1 + 3 * 6
   assert "<script" not in page and 'src="http' not in page
   assert "privileged search" in page
 
@@ -117,10 +119,14 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     found = of_seed["satisfaction_floor"]
     assert found["learner"] == "integrated_rl"
     assert wanted <= found.keys()
-    assert wanted <= found["other_learners"]["integrated_rl:mlp"].keys()
-    other = found["other_learners"]["integrated_rl:mlp"]["reward_gain_pct"]
-    assert found["reward_gain_pct"] != other
-    for figures in (found, found["other_learners"]["integrated_rl:mlp"]):
+    others = found["other_learners"]
+    assert wanted <= others["td3_bc:mlp"].keys()
+    of_critics = {name for name in wanted if name.startswith("critic_")}
+    assert wanted - of_critics <= others["bc"].keys()
+    assert not of_critics & others["bc"].keys()
+    gains = {row["reward_gain_pct"] for row in (found, *others.values())}
+    assert len(gains) == 3
+    for figures in (found, *others.values()):
       last = 1 + figures["reward_gain_pct"] / 100
       for rival in ("single_batch", "es_matched_budget"):
         other = 1 + figures[f"{rival}_gain_pct"] / 100
@@ -129,13 +135,13 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
         low, high = figures[f"over_{rival}_ci95"]
         assert high - low > 0
   folder = "satisfaction_floor_seed_0_1"
-  assert (whole / folder / "integrated_rl_mlp" / "single_batch" / "1").is_dir()
+  assert (whole / folder / "td3_bc_mlp" / "single_batch" / "1").is_dir()
   result = json.loads((whole / folder / "result.json").read_text())
   assert (
     result["1"]["baseline_policy"]["search_sessions"]
     == 2 * 3 * TINY.es_search.sessions
   )
-  checks = result["1"]["learners"]["integrated_rl:mlp"]["critic_check"]
+  checks = result["1"]["learners"]["td3_bc:mlp"]["critic_check"]
   assert checks["last_round"]["states"] == TINY.check_states
   means = {name: x["value"]["mean_true"] for name, x in checks.items()}
   # Other policies, and both worth something.
@@ -163,7 +169,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   said = capsys.readouterr().err
   assert "going on after round 1" in said and "going on after round 2" in said
   assert _numbers(killed) == summary
-  for learner in ("integrated_rl", "integrated_rl_mlp"):
+  for learner in ("integrated_rl", "td3_bc_mlp", "bc"):
     rows = (killed / folder / learner / "metrics.jsonl").read_text()
     assert rows == (whole / folder / learner / "metrics.jsonl").read_text()
   found = [json.loads(line) for line in rows.splitlines()]

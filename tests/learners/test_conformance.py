@@ -325,7 +325,7 @@ def test_an_action_is_in_range_and_comes_from_what_is_given(name):
 def test_a_value_is_one_number_for_each_group(name):
   learner = build(name)
   if learner.value is None:
-    return
+    pytest.skip("learns no value")
   batch = batch_of(0)
   value = jax.vmap(learner.value, in_axes=(None, 0, 0, 0))
   given = (batch.observation_tm1, batch.action_tm1, batch.box_tm1)

@@ -263,3 +263,22 @@ def test_the_actor_stops_where_the_level_of_the_value_says(level):
   for _ in range(50):
     action = 0.1 + 0.4 / (level + 0.5 * action) * 0.5 / 2
   np.testing.assert_allclose(state.learner.actor_params, [action], atol=2e-3)
+
+
+def test_the_value_is_the_least_of_a_groups_critics():
+  normalization = Normalization(
+    np.linspace(-1, 1, S, dtype=np.float32),
+    np.linspace(0.5, 2, S, dtype=np.float32),
+  )
+  critic = networks.mlp_critic(G, M, SIZES)
+  learner = td3_bc.td3_bc(ACTOR, critic)
+  batch = make_batch(3)
+  state = learner.init(
+    jax.random.key(0), example_of(batch), normalization=normalization
+  )
+  given = (batch.observation_tm1, batch.action_tm1, batch.box_tm1)
+  found = jax.vmap(learner.value, (None, 0, 0, 0))(state, *given)
+  seen = (given[0] - normalization.mean[None]) / normalization.scale[None]
+  q = critic.apply(state.critic_params, seen, *given[1:])
+  np.testing.assert_allclose(found, q.min(axis=2), rtol=1e-5, atol=1e-6)
+  assert not np.allclose(found, q.mean(axis=2), atol=1e-3)

@@ -3,7 +3,7 @@
 Letters: `R` seeds, `B` sessions, `A` action components.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -97,25 +97,38 @@ def baseline_figures(experiment: Experiment) -> list[dict[str, Any]]:
   ]
 
 
-class MatchedEs(NamedTuple):
-  """ES that went on with the data budget of the rounds.
+class Evaluated(NamedTuple):
+  """A policy that the learners' policies are compared with.
 
-  sessions: run for it, beyond those of the baseline policy.
-  action: `[R, A]`.
-  results: on the sessions that the baseline policy was judged on.
+  results: on the sessions that every policy is evaluated on, leading axis `R`.
+  figures: by seed, what else is worth keeping, ready for JSON.
   """
 
-  sessions: int
-  action: jax.Array
   results: EvalResult
+  figures: list[dict[str, Any]]
 
 
-def es_matched_budget(experiment: Experiment) -> MatchedEs:
+def uncut_baseline(experiment: Experiment) -> Evaluated:
+  """The baseline policy where sessions may last longer."""
+  results = evaluate_action(
+    experiment, experiment.es, experiment.config.uncut_requests
+  )
+  return Evaluated(results, [{} for _ in experiment.seeds])
+
+
+def es_matched_budget(experiment: Experiment) -> Evaluated:
   """What as many sessions bring without reinforcement learning.
 
   ES goes on from where it was put into service, for as many sessions as all
   rounds log. Its sessions are pairs under common random numbers with
   expected-value accounting, so each tells more than a logged one.
+
+  Args:
+    experiment: of `prepare`.
+
+  Returns:
+    The policy evaluated; by seed its `action` and the `sessions` run for it,
+    beyond those of the baseline policy.
   """
   config = experiment.config
   pair = 2 * config.es_search.sessions
@@ -129,10 +142,14 @@ def es_matched_budget(experiment: Experiment) -> MatchedEs:
   )
   search = config.es_search._replace(iterations=steps)
   action = search_linear(experiment, keys, blind, search).weights[:, :, 0]
-  return MatchedEs(steps * pair, action, evaluate_action(experiment, action))
+  figures = [
+    {"sessions": steps * pair, "action": of_seed.tolist()}
+    for of_seed in np.asarray(action, np.float64)
+  ]
+  return Evaluated(evaluate_action(experiment, action), figures)
 
 
-def evaluate_oracle(experiment: Experiment) -> EvalResult:
+def privileged_optimum(experiment: Experiment) -> Evaluated:
   """The privileged optimum of the audit: what no policy that can be served has.
 
   A linear policy of the observation and the hidden state, free to go anywhere,
@@ -145,6 +162,16 @@ def evaluate_oracle(experiment: Experiment) -> EvalResult:
     policy,
     experiment.config.oracle_search,
   )
-  return evaluate_policy(
+  results = evaluate_policy(
     experiment, oracle.linear_act, best, observe_fn=env.privileged_observation
   )
+  return Evaluated(results, [{} for _ in experiment.seeds])
+
+
+# Beside the baseline policy itself; `comparisons.CONTESTS` says by what each is
+# compared.
+RIVALS: dict[str, Callable[[Experiment], Evaluated]] = {
+  "baseline_policy_uncut": uncut_baseline,
+  "es_matched_budget": es_matched_budget,
+  "oracle": privileged_optimum,
+}

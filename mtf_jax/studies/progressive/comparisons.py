@@ -1,7 +1,7 @@
-"""Policies to be judged and what each is held against: one list, one entry each.
+"""Which policies are compared, by what: one list, one entry each.
 
-A new rival is a policy judged under a name of its own and an entry here;
-results, summary and tables loop over the list.
+A new rival is an entry of `baselines.RIVALS`, which evaluates it, and one here;
+results, summary, tables and pictures loop over the two.
 
 Letters: `R` seeds, `B` sessions.
 """
@@ -16,20 +16,23 @@ from mtf_jax.evaluation.statistics import Comparison, paired_comparison
 
 BASELINE = "baseline_policy"
 LAST_ROUND = "last_round"
+HEADROOM = "headroom"  # The contest that says how much there is to gain.
 
 
 class Contest(NamedTuple):
-  """A policy held against another, by the reward of the session.
+  """A policy compared with another on the same sessions.
 
   name: in results and in the summary, where `_pct` and `_ci95` follow it.
-  policy, base: names of judged policies.
+  policy, base: names of evaluated policies.
   label: row of a table.
+  metric: field of `EvalResult` that is compared, a number for each session.
   """
 
   name: str
   policy: str
   base: str
   label: str
+  metric: str = "reward"
 
 
 CONTESTS = (
@@ -63,15 +66,18 @@ CONTESTS = (
     "baseline_policy_uncut",
     "last round, sessions not cut",
   ),
-  Contest("headroom", "oracle", BASELINE, "privileged search"),
+  Contest(HEADROOM, "oracle", BASELINE, "privileged search"),
 )
 
 
-def compare_rewards(policy: EvalResult, base: EvalResult) -> list[Comparison]:
-  """Paired comparisons of the session reward, by seed."""
+def compare_sessions(
+  policy: EvalResult, base: EvalResult, metric: str
+) -> list[Comparison]:
+  """Paired comparisons of one metric of the sessions, by seed."""
   policy, base = jax.device_get((policy, base))
+  ours, theirs = getattr(policy, metric), getattr(base, metric)
   return [
-    paired_comparison(policy.reward[n], base.reward[n], base.user[n])
+    paired_comparison(ours[n], theirs[n], base.user[n])
     for n in range(base.user.shape[0])
   ]
 
@@ -88,8 +94,8 @@ def contest_results(
     By seed and contest `pct` and `ci95`.
   """
   found = {
-    contest.name: compare_rewards(
-      results[contest.policy], results[contest.base]
+    contest.name: compare_sessions(
+      results[contest.policy], results[contest.base], contest.metric
     )
     for contest in CONTESTS
   }

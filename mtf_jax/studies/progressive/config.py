@@ -109,6 +109,7 @@ class ProgressiveConfig:
     }
     return {
       **values,
+      "tuned": _lists(self.tuned),
       "es_search": self.es_search._asdict(),
       "oracle_search": self.oracle_search._asdict(),
       "train": self.train.to_json(),
@@ -121,7 +122,22 @@ class ProgressiveConfig:
       name: Search(**values[name]) for name in ("es_search", "oracle_search")
     }
     train = TrainConfig.from_json(values["train"])
-    return cls(**{**values, **searches, "train": train})
+    tuned = _tuples(values["tuned"])
+    return cls(**{**values, **searches, "train": train, "tuned": tuned})
+
+
+def _lists(value: Any) -> Any:
+  """As JSON would have it."""
+  if isinstance(value, dict):
+    return {name: _lists(inner) for name, inner in value.items()}
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+  """Tuples for the lists of JSON; a configuration has no lists."""
+  if isinstance(value, dict):
+    return {name: _tuples(inner) for name, inner in value.items()}
+  return tuple(value) if isinstance(value, list) else value
 
 
 _NETWORKS = {

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtf_jax.evaluation import critic_check, segments
 from mtf_jax.evaluation.ab_test import EvalResult
@@ -105,9 +104,9 @@ def _check(
     *(
       jnp.asarray(number, jnp.float32)
       for number in (
-        config.train.discount,
-        config.train.hyperparams.get("group_weights", 1.0),
-        config.train.hyperparams.get("reward_shift", 0.0),
+        config.train.hyperparam("discount", 1.0),
+        config.train.hyperparam("group_weights", 1.0),
+        config.train.hyperparam("reward_shift", 0.0),
       )
     )
   )
@@ -285,8 +284,8 @@ def play_group(
     say: told of each round.
 
   Returns:
-    Ready for JSON: by seed `fingerprint`, `baseline_policy`,
-    `es_matched_budget`, `seconds` and, by learner, `learners`.
+    Ready for JSON: by seed `fingerprint`, `baseline_policy`, `seconds`, by name
+    `rivals` and `learners`.
   """
   done = folder.read_result()
   if done is not None:
@@ -299,22 +298,13 @@ def play_group(
     configs[first], worlds, seeds, study_learners[first]
   )
   names = [fingerprint(world) for world in worlds]
-  prepared = time.monotonic()
-  matched = baselines.es_matched_budget(experiment)
-  searched = time.monotonic()
-  results = {
-    comparisons.BASELINE: experiment.base,
-    "baseline_policy_uncut": baselines.evaluate_action(
-      experiment, experiment.es, experiment.config.uncut_requests
-    ),
-    "es_matched_budget": matched.results,
-    "oracle": jax.block_until_ready(baselines.evaluate_oracle(experiment)),
-  }
-  seconds = {
-    "prepare": prepared - started,
-    "es_matched_budget": searched - prepared,
-    "oracle": time.monotonic() - searched,
-  }
+  results = {comparisons.BASELINE: experiment.base}
+  rivals, seconds = {}, {"prepare": time.monotonic() - started}
+  for name, evaluate in baselines.RIVALS.items():
+    begun = time.monotonic()
+    rivals[name] = jax.block_until_ready(evaluate(experiment))
+    results[name] = rivals[name].results
+    seconds[name] = time.monotonic() - begun
   learners = {}
   for name, config in configs.items():
     record = {"config": config.to_json(), "worlds": names, "seeds": list(seeds)}
@@ -329,10 +319,7 @@ def play_group(
     str(seed): {
       "fingerprint": names[n],
       "baseline_policy": found[n],
-      "es_matched_budget": {
-        "sessions": matched.sessions,
-        "action": np.asarray(matched.action[n], np.float64).tolist(),
-      },
+      "rivals": {name: rival.figures[n] for name, rival in rivals.items()},
       "seconds": seconds,
       "learners": {name: of_seeds[n] for name, of_seeds in learners.items()},
     }

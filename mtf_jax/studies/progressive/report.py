@@ -9,6 +9,8 @@ from mtf_jax.evaluation.statistics import mean_interval
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.studies.progressive.comparisons import CONTESTS
 
+_LABELS = {contest.name: contest.label for contest in CONTESTS}
+
 
 class Page(NamedTuple):
   """What is told of one learner under one seed and leaving model.
@@ -60,7 +62,7 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
     number = figures.get("round")
     rows.append(
       (
-        f"round {number}" if number else "single batch of as much data",
+        f"round {number}" if number else _LABELS["single_batch_gain"],
         _gain(figures, "reward"),
         f"{figures['reward_p_value']:.1g}",
         *(f"{figures[f'{n}_gain_pct']:+.2f}" for n in ("uvc", "udt")),

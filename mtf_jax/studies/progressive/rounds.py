@@ -39,7 +39,7 @@ from mtf_jax.studies.progressive.collect import (
   empty_rows,
   put_rows,
 )
-from mtf_jax.studies.progressive.comparisons import compare_rewards
+from mtf_jax.studies.progressive.comparisons import compare_sessions
 from mtf_jax.studies.progressive.config import GAUSSIAN_STDDEV
 from mtf_jax.studies.progressive.drift import drift
 from mtf_jax.studies.progressive.experiment import (
@@ -178,7 +178,7 @@ def play_round(
     ("gaussian_cost", {"stddev": GAUSSIAN_STDDEV}),
   ):
     explored = evaluate_state(experiment, state, held=held, **noise)
-    gains = compare_rewards(explored, before)
+    gains = compare_sessions(explored, before, "reward")
     for cost, gain in zip(costs, gains, strict=True):
       cost[f"{name}_pct"] = -gain.gain
       cost[f"{name}_ci95"] = [-gain.ci95[1], -gain.ci95[0]]

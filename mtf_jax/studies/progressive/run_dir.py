@@ -256,6 +256,10 @@ class RunDir:
     inside = ("metrics.jsonl", "checkpoints", "single_batch")
     return [*found, *(self.path / "*" / "*" / name for name in inside)]
 
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes JSON at the top, whole or not at all."""
+    write_json(self.path / name, value)
+
   def write(self, name: str, text: str) -> pathlib.Path:
     """Writes a file at the top, whole or not at all."""
     path = self.path / name

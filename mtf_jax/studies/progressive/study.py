@@ -118,7 +118,7 @@ def _report(
     "wall_s": wall_s,
     "seeds": summaries,
   }
-  run_dir.write("summary.json", json.dumps(summary, indent=1))
+  run_dir.write_json("summary.json", summary)
   columns = {
     (leaving, name): {
       seed: learner_figures(result["learners"][name])

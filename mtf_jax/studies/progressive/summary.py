@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtf_jax.studies.progressive.comparisons import CONTESTS
+from mtf_jax.studies.progressive.comparisons import CONTESTS, HEADROOM
 
 _LAST_ROUND = (
   *("reward_gain_pct", "reward_gain_ci95", "reward_p_value"),
@@ -39,7 +39,7 @@ def learner_figures(found: Mapping[str, Any]) -> dict[str, Any]:
       figures[f"{contest.name}_{name}"] = value
   for name in _OVER_ROUNDS:
     figures[name] = sum(row[name] for row in rounds) / len(rounds)
-  bound = figures["headroom_pct"]
+  bound = figures[f"{HEADROOM}_pct"]
   figures["headroom_reached"] = (
     figures["reward_gain_pct"] / bound if bound > 0 else None
   )

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from mtf_jax.kernels.exploration import action_box
 from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import baselines, comparisons
 from mtf_jax.studies.progressive import collect as collect_lib
-from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import memory as progressive_memory
 from mtf_jax.studies.progressive import rounds as progressive
@@ -336,27 +334,30 @@ def test_sessions_are_collected_in_parts(experiment):
 def test_single_batch_and_oracle_have_their_figures(experiment):
   state, once = progressive.play_single_batch(experiment)
   # Sessions of up to 8 requests instead of 6: another figure, and not far off.
-  uncut = comparisons.compare_rewards(
+  uncut = comparisons.compare_sessions(
     experiment_lib.evaluate_state(
       experiment, state, max_requests=TINY.uncut_requests
     ),
     baselines.evaluate_action(experiment, experiment.es, TINY.uncut_requests),
+    "reward",
   )
   for cut, longer in zip(once, uncut, strict=True):
     assert longer.gain != cut["reward_gain_pct"]
     assert abs(longer.gain - cut["reward_gain_pct"]) < 10
   assert state.actor_params["start"].shape == experiment.es.shape
   assert all(np.isfinite(figures["reward_gain_pct"]) for figures in once)
-  best = baselines.evaluate_oracle(experiment)
+  best = baselines.privileged_optimum(experiment).results
   np.testing.assert_array_equal(best.user, experiment.base.user)
   assert not np.array_equal(best.reward, experiment.base.reward)
 
 
 def test_es_goes_on_with_the_budget_of_the_rounds(experiment):
   longer = baselines.es_matched_budget(experiment)
-  assert longer.sessions == TINY.rounds * TINY.sessions_per_round
-  assert np.all(np.abs(longer.action) <= 0.95)
-  assert not np.any(np.all(longer.action == experiment.es, axis=1))
+  action = np.array([figures["action"] for figures in longer.figures])
+  for figures in longer.figures:
+    assert figures["sessions"] == TINY.rounds * TINY.sessions_per_round
+  assert np.all(np.abs(action) <= 0.95)
+  assert not np.any(np.all(action == experiment.es, axis=1))
   np.testing.assert_array_equal(longer.results.user, experiment.base.user)
 
 
@@ -394,16 +395,6 @@ def test_a_learner_is_trained_as_it_was_tuned():
   wrong = {"integrated_rl:mlp": {"hyperparams": {"speed": 1.0}}}
   with pytest.raises(ValueError, match="hyperparams: expected fields"):
     dataclasses.replace(TINY, tuned=wrong)
-
-
-@pytest.mark.parametrize("preset", [*config_lib.PRESETS, "tiny"])
-def test_a_configuration_comes_back_from_json(preset):
-  config = {**config_lib.PRESETS, "tiny": TINY}[preset]
-  weights = {**config.train.hyperparams, "group_weights": (1.0, 2.0)}
-  train = dataclasses.replace(config.train, hyperparams=weights)
-  config = dataclasses.replace(config, train=train)
-  text = json.dumps(config.to_json())
-  assert config_lib.ProgressiveConfig.from_json(json.loads(text)) == config
 
 
 def test_empty_counts_are_refused():

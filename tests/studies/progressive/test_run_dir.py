@@ -22,6 +22,17 @@ PLAN = Plan(
 
 @pytest.mark.parametrize("config", [TINY, *PRESETS.values()])
 def test_a_configuration_comes_back_from_json(config):
+  weights = {**config.train.hyperparams, "group_weights": (1.0, 2.0)}
+  config = dataclasses.replace(
+    config,
+    train=dataclasses.replace(config.train, hyperparams=weights),
+    tuned={
+      "td3_bc:box": {
+        "hidden_sizes": (8, 8),
+        "hyperparams": {"group_weights": (2.0, 1.0)},
+      }
+    },
+  )
   values = json.loads(json.dumps(config.to_json()))
   assert ProgressiveConfig.from_json(values) == config
 
