@@ -1,9 +1,10 @@
 """Hooks of the documentation site: pages from outside `docs`, API pages.
 
 The pages are written for reading in the repository: links go from file to file.
-Here the files outside `docs` join the site, links follow them, and every room of
-the package gets a page of the API reference, so that a new module needs no entry
-anywhere.
+Here the files outside `docs` join the site, links follow them, and every room
+of the package gets a page of the API reference. A new module needs no entry
+anywhere; a new room needs one in the navigation of `mkdocs.yml`, and a strict
+build fails without.
 """
 
 import ast
@@ -27,15 +28,8 @@ _MOVED = {
     for path in (_ROOT / "experiments" / "figures").glob("*.png")
   },
 }
-_ROOMS = {
-  "kernels": "Kernels",
-  "learners": "Learners",
-  "data": "Data",
-  "worlds": "Worlds",
-  "networks": "Networks",
-  "training": "Training",
-  "evaluation": "Evaluation",
-}
+_PACKAGE = _ROOT / "mtf_jax"
+_TITLES = {"io": "Files"}  # Where it is not the name of the room.
 # Target of a Markdown link or picture.
 _TARGET = re.compile(r"(?<=\]\()([^)\s#]+)")
 _INLINE_CODE = re.compile(r"<code>[^<]*--[^<]*</code>")
@@ -64,13 +58,26 @@ def _kernel_names() -> str:
   return "All importable from `mtf_jax`: " + ",\n".join(links) + ".\n\n"
 
 
-def _api_page(room: str, title: str) -> str:
+def _rooms() -> list[pathlib.Path]:
+  """The packages and modules of `mtf_jax`."""
+  return [
+    path
+    for path in sorted(_PACKAGE.iterdir())
+    if not path.name.startswith("_")
+    and (path.suffix == ".py" or (path / "__init__.py").exists())
+  ]
+
+
+def _api_page(room: pathlib.Path) -> str:
+  title = _TITLES.get(room.stem, room.stem.capitalize())
   parts = [f"# {title}\n\n"]
-  if room == "kernels":
+  if room.stem == "kernels":
     parts.append(_kernel_names())
-  for path in sorted((_ROOT / "mtf_jax" / room).glob("*.py")):
+  modules = sorted(room.rglob("*.py")) if room.is_dir() else [room]
+  for path in modules:
     if not path.stem.startswith("_"):
-      parts.append(f"::: mtf_jax.{room}.{path.stem}\n\n")
+      name = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+      parts.append(f"::: {name}\n\n")
   return "".join(parts)
 
 
@@ -82,9 +89,9 @@ def on_files(files, config):
     files.append(
       File.generated(config, after, abs_src_path=str(_ROOT / before))
     )
-  for room, title in _ROOMS.items():
-    content = _api_page(room, title)
-    files.append(File.generated(config, f"api/{room}.md", content=content))
+  for room in _rooms():
+    page = f"api/{room.stem}.md"
+    files.append(File.generated(config, page, content=_api_page(room)))
   return files
 
 

@@ -1,9 +1,9 @@
 """Audits a world: Markdown, PNG figures and `audit.json`.
 
   python -m experiments.audit_world --world=synthetic --preset=smoke \
-    --out_dir=audit
+    --out_dir=runs/audit
   python -m experiments.audit_world --world=kuairand.world --preset=full \
-    --log_dir=../shared/data/kuairand_pure --out_dir=audit_kuairand
+    --log_dir=kuairand_pure --out_dir=runs/audit_kuairand
 
 Needs the `plots` extra; with `--log_dir` the `data` extra too.
 """
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from experiments import worlds
 from mtf_jax.fitting import synthetic
 from mtf_jax.io import write_json, write_text
 from mtf_jax.studies.audit import audit
 from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.studies.audit import report as audit_report
-from mtf_jax.worlds import io as world_io
 
 _WORLD = flags.DEFINE_string(
   "world", "synthetic", "A world file, or `synthetic`."
@@ -39,28 +39,28 @@ _LOG_DIR = flags.DEFINE_string(
   allow_override=True,  # absl's logging has a flag of this name, unused here
 )
 _TEST_FROM = flags.DEFINE_integer("test_from", 20220505, "First held-out day.")
-_OUT_DIR = flags.DEFINE_string("out_dir", "audit", "Folder to write into.")
+_OUT_DIR = flags.DEFINE_string("out_dir", "runs/audit", "Folder to write into.")
 
 
 def main(argv: Sequence[str]) -> None:
   """Audits, writes, prints the summary."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if _WORLD.value == "synthetic":
-    default = "small" if _PRESET.value == "smoke" else "base"
-    world = synthetic.synthetic_world(_SIZE.value or default, _WORLD_SEED.value)
-  else:
-    world = world_io.load_world(_WORLD.value)
+  size = _SIZE.value or ("small" if _PRESET.value == "smoke" else "base")
+  world = worlds.make_or_load(_WORLD.value, size, _WORLD_SEED.value)
   reference = found = days = None
   if _LOG_DIR.value is not None:
     from mtf_jax.studies.audit import held_out_days
 
-    reference, found = held_out_days.held_out_comparison(
-      _LOG_DIR.value, test_from=_TEST_FROM.value, seed=0
-    )
-    days = held_out_days.days_left_out(
-      _LOG_DIR.value, days_per_fold=2, num_fits=2, seed=0
-    )
+    try:
+      reference, found = held_out_days.held_out_comparison(
+        _LOG_DIR.value, test_from=_TEST_FROM.value, seed=0
+      )
+      days = held_out_days.days_left_out(
+        _LOG_DIR.value, days_per_fold=2, num_fits=2, seed=0
+      )
+    except ValueError as error:  # It names the flag, or file, row and column.
+      raise app.UsageError(str(error)) from error
   result = audit.audit(
     world, effort_lib.PRESETS[_PRESET.value], reference=reference, found=found
   )

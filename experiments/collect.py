@@ -1,8 +1,9 @@
 """Logs sessions of a world under bounded exploration, as a training file.
 
-  python -m experiments.collect --world=synthetic --sessions=20000 --out=log.npz
+  python -m experiments.collect --world=synthetic --sessions=20000 \
+    --out=runs/log.npz
 
-The policy explored around is the default formula (action 0) or `--action`.
+The policy explored around is the default weights (action 0) or `--action`.
 """
 
 import pathlib
@@ -12,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from experiments import worlds
 from mtf_jax import policies
 from mtf_jax.data import session_log
 from mtf_jax.fitting import synthetic
-from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World, fingerprint
@@ -38,7 +39,7 @@ _MAX_REQUESTS = flags.DEFINE_integer(
   "max_requests", 20, "Requests after which a session is cut.", 1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of users and exploration.")
-_OUT = flags.DEFINE_string("out", "log.npz", "File to write.")
+_OUT = flags.DEFINE_string("out", "runs/log.npz", "File to write.")
 
 
 def _action(num_components: int) -> jax.Array:
@@ -57,13 +58,7 @@ def _action(num_components: int) -> jax.Array:
 
 
 def _world() -> World:
-  if _WORLD.value == "synthetic":
-    world = synthetic.synthetic_world(_SIZE.value, _WORLD_SEED.value)
-  else:
-    try:
-      world = world_io.load_world(_WORLD.value)
-    except (OSError, ValueError) as error:
-      raise app.UsageError(f"--world: {error}") from error
+  world = worlds.make_or_load(_WORLD.value, _SIZE.value, _WORLD_SEED.value)
   if _LEAVING.value is not None:
     world = world.with_leaving(_LEAVING.value)
   return world

@@ -1,7 +1,7 @@
 """Remakes the constants that the package ships from a log folder.
 
-  python -m experiments.fit_constants --log_dir=../shared/data/kuairand_pure \
-    --out_dir=constants
+  python -m experiments.fit_constants --log_dir=kuairand_pure \
+    --out_dir=runs/constants
 
 writes `kuairand_population.json`, which synthetic worlds are drawn from, and
 `kuairand_reference.json`, which audits compare with; aggregates alone. They take
@@ -10,7 +10,6 @@ effect once they replace `mtf_jax/fitting/kuairand_population.json` and
 fingerprint included, is then another. Needs the `data` extra.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -24,11 +23,14 @@ from mtf_jax.studies.audit import held_out_days, marginals
 
 _LOG_DIR = flags.DEFINE_string(
   "log_dir",
-  os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure"),
-  "Folder in KuaiRand's own layout.",
+  None,
+  "Folder in KuaiRand's own layout; that of the environment variable"
+  " MTF_JAX_KUAIRAND if not given.",
   allow_override=True,  # absl's logging has a flag of this name, unused here
 )
-_OUT_DIR = flags.DEFINE_string("out_dir", "constants", "Folder to write into.")
+_OUT_DIR = flags.DEFINE_string(
+  "out_dir", "runs/constants", "Folder to write into."
+)
 _SOURCE = flags.DEFINE_string(
   "source",
   "KuaiRand-Pure standard log (Gao et al., CIKM 2022, https://kuairand.com),"
@@ -43,8 +45,9 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   try:
-    catalogue = kuairand.read_catalogue(_LOG_DIR.value)
-    log, duplicates = kuairand.read_log(_LOG_DIR.value, catalogue)
+    log_dir = kuairand.log_folder(_LOG_DIR.value)
+    catalogue = kuairand.read_catalogue(log_dir)
+    log, duplicates = kuairand.read_log(log_dir, catalogue)
     _, population = fit_response(
       log, catalogue, np.random.default_rng(_SEED.value)
     )

@@ -1,24 +1,24 @@
 """Fits the `kuairand` world to a log folder and writes one file.
 
-  python -m experiments.fit_world --log_dir=../shared/data/kuairand_pure \
-    --out=kuairand.world
+  python -m experiments.fit_world --log_dir=kuairand_pure --out=kuairand.world
 
 Needs the `data` extra.
 """
 
 import json
-import os
 from collections.abc import Sequence
 
 from absl import app, flags
 
+from mtf_jax.data import kuairand
 from mtf_jax.fitting import kuairand_world
 from mtf_jax.worlds import io as world_io
 
 _LOG_DIR = flags.DEFINE_string(
   "log_dir",
-  os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure"),
-  "Folder in KuaiRand's own layout.",
+  None,
+  "Folder in KuaiRand's own layout; that of the environment variable"
+  " MTF_JAX_KUAIRAND if not given.",
   allow_override=True,  # absl's logging has a flag of this name, unused here
 )
 _OUT = flags.DEFINE_string("out", "kuairand.world", "World file to write.")
@@ -36,15 +36,18 @@ def main(argv: Sequence[str]) -> None:
   """Fits, prints the ranker's metrics, writes the file."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  fit = kuairand_world.fit_world(
-    _LOG_DIR.value,
-    test_from=_TEST_FROM.value,
-    num_users=_NUM_USERS.value,
-    pool_size=_POOL_SIZE.value,
-    num_candidates=_CANDIDATES.value,
-    slate_size=_SLATE_SIZE.value,
-    seed=_SEED.value,
-  )
+  try:
+    fit = kuairand_world.fit_world(
+      kuairand.log_folder(_LOG_DIR.value),
+      test_from=_TEST_FROM.value,
+      num_users=_NUM_USERS.value,
+      pool_size=_POOL_SIZE.value,
+      num_candidates=_CANDIDATES.value,
+      slate_size=_SLATE_SIZE.value,
+      seed=_SEED.value,
+    )
+  except ValueError as error:  # It names the flag, or file, row and column.
+    raise app.UsageError(str(error)) from error
   print(f"rows {fit.num_rows}, exact duplicates dropped {fit.num_duplicates}")
   print("ranker on the test days:", json.dumps(fit.ranker_metrics, indent=2))
   fingerprint = world_io.save_world(_OUT.value, fit.world)

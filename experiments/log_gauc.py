@@ -1,8 +1,8 @@
 """MTF-GAUC on a real log's held-out days: what ES and the policies order best.
 
   python -m experiments.log_gauc --world=kuairand.world \
-    --log_dir=../shared/data/kuairand_pure --run=runs/progressive_kuairand \
-    --out=log_gauc.json
+    --log_dir=kuairand_pure --run=runs/progressive_kuairand \
+    --out=runs/log_gauc.json
 
 `--run` is the folder of `experiments.progressive --world=kuairand.world`; all
 its seeds, leaving models and learners are evaluated. The ranker is trained again as
@@ -11,7 +11,6 @@ world's response model was fitted to all days, the held-out ones included. Needs
 the `data` extra.
 """
 
-import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -20,25 +19,27 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from experiments import worlds
+from mtf_jax.data import kuairand
 from mtf_jax.evaluation import tables
 from mtf_jax.io import write_json
 from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import finished
 from mtf_jax.training.checkpoints import CheckpointError
-from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.world import World, fingerprint
 
 _LOG_DIR = flags.DEFINE_string(
   "log_dir",
-  os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure"),
-  "Folder in KuaiRand's own layout.",
+  None,
+  "Folder in KuaiRand's own layout; that of the environment variable"
+  " MTF_JAX_KUAIRAND if not given.",
   allow_override=True,  # absl's logging has a flag of this name, unused here
 )
 _WORLD = flags.DEFINE_string("world", "kuairand.world", "Fitted world file.")
 _RUN = flags.DEFINE_string(
   "run", "runs/progressive", "Folder of a progressive run in that world."
 )
-_OUT = flags.DEFINE_string("out", "log_gauc.json", "JSON file to write.")
+_OUT = flags.DEFINE_string("out", "runs/log_gauc.json", "JSON file to write.")
 _TEST_FROM = flags.DEFINE_integer(
   "test_from", 20220505, "First held-out day, as in the fit."
 )
@@ -56,17 +57,6 @@ def _check_writable(path: pathlib.Path) -> None:
     raise app.UsageError(
       f"--out: {path.parent} cannot be written to ({error.strerror})."
     ) from error
-
-
-def _load_world(path: str) -> World:
-  try:
-    return world_io.load_world(path)
-  except OSError as error:
-    raise app.UsageError(
-      f"--world: {path} cannot be read ({error.strerror})."
-    ) from error
-  except ValueError as error:
-    raise app.UsageError(f"--world: {error}") from error
 
 
 def _read_policies(run_dir: str, world: World) -> dict[str, Any]:
@@ -97,11 +87,15 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   out = pathlib.Path(_OUT.value)
   _check_writable(out)
-  world = _load_world(_WORLD.value)
+  world = worlds.load(_WORLD.value)
+  try:
+    log_dir = kuairand.log_folder(_LOG_DIR.value)
+  except ValueError as error:
+    raise app.UsageError(f"--{error}") from error
   policies = _read_policies(_RUN.value, world)
   try:
     rows = held_out.read(
-      _LOG_DIR.value, world, test_from=_TEST_FROM.value, seed=_SEED.value
+      log_dir, world, test_from=_TEST_FROM.value, seed=_SEED.value
     )
   except ValueError as error:  # It names the flags itself.
     raise app.UsageError(str(error)) from error

@@ -1,6 +1,6 @@
 """Draws what a logged box means: where one explores, what leaving it costs.
 
-  python -m experiments.plot_exploration --out=exploration.png
+  python -m experiments.plot_exploration --out=runs/exploration.png
 
 Needs the `plots` extra.
 """
@@ -16,14 +16,15 @@ from absl import app, flags
 
 import mtf_jax
 from mtf_jax.io import replacing
+from mtf_jax.kernels.exploration import HALF_WIDTH
+from mtf_jax.studies.progressive.config import GAUSSIAN_STDDEV
 
-_OUT = flags.DEFINE_string("out", "exploration.png", "Picture to write.")
+_OUT = flags.DEFINE_string("out", "runs/exploration.png", "Picture to write.")
 _SHARPNESS = flags.DEFINE_float(
   "sharpness", 10.0, "Sharpness of the penalty, per unit of action."
 )
 
 _BASELINE = jnp.zeros(1)
-_STDDEV = 0.2
 _BLUE, _ORANGE, _GREEN = "#1f5aa6", "#d9822b", "#3a8f5c"
 
 
@@ -36,12 +37,12 @@ def main(argv: Sequence[str]) -> None:
   sample_keys = jax.random.split(jax.random.key(0), 100_000)
   box_sample = jax.vmap(mtf_jax.sample_box, (0, None))(sample_keys, box)
   gaussian_sample = jax.vmap(mtf_jax.sample_gaussian, (0, None, None))(
-    sample_keys, _BASELINE, _STDDEV
+    sample_keys, _BASELINE, GAUSSIAN_STDDEV
   )
   box_density = jnp.exp(jax.vmap(mtf_jax.box_log_prob, (0, None))(action, box))
   gaussian_density = jnp.exp(
     jax.vmap(mtf_jax.gaussian_log_prob, (0, None, None))(
-      action, _BASELINE, _STDDEV
+      action, _BASELINE, GAUSSIAN_STDDEV
     )
   )
   distance = jax.vmap(mtf_jax.exceedance, (0, None))(action, box)
@@ -55,8 +56,13 @@ def main(argv: Sequence[str]) -> None:
   figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), dpi=120)
   bins = np.linspace(-0.7, 0.7, 57)
   for sample, density, color, label in (
-    (gaussian_sample, gaussian_density, _ORANGE, "Gaussian, sigma 0.2"),
-    (box_sample, box_density, _BLUE, "bounded uniform, +-0.15"),
+    (
+      gaussian_sample,
+      gaussian_density,
+      _ORANGE,
+      f"Gaussian, sigma {GAUSSIAN_STDDEV}",
+    ),
+    (box_sample, box_density, _BLUE, f"bounded uniform, +-{HALF_WIDTH}"),
   ):
     left.hist(sample[:, 0], bins, density=True, color=color, alpha=0.3)
     left.plot(action[:, 0], density, color=color, label=label)
@@ -82,9 +88,11 @@ def main(argv: Sequence[str]) -> None:
   for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
   figure.tight_layout()
-  with replacing(_OUT.value) as file:
-    figure.savefig(file, format=pathlib.Path(_OUT.value).suffix[1:])
-  print(f"wrote {_OUT.value}")
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with replacing(out) as file:
+    figure.savefig(file, format=out.suffix[1:])
+  print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
+from experiments import worlds
 from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import study
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir, RunDirError
-from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 
 _WORLD = flags.DEFINE_string(
@@ -117,10 +117,7 @@ def main(argv: Sequence[str]) -> None:
   plan, run_dir = _plan(), RunDir(_OUT_DIR.value)
   world = None
   if plan.world != "synthetic":
-    try:
-      world = world_io.load_world(plan.world)
-    except ValueError as error:
-      raise app.UsageError(f"--world: {error}") from error
+    world = worlds.load(plan.world)
   take, flag = (run_dir.claim, "out_dir")
   if _RESUME.value:
     take, flag = (run_dir.resume, "resume")

@@ -1,8 +1,9 @@
 """Trains a learner on a file of logged sessions.
 
-  python -m experiments.train --dataset=log.npz --out_dir=runs/a --preset=cpu
+  python -m experiments.train --dataset=runs/log.npz --out_dir=runs/a \
+    --preset=cpu
 
-Run again with the same flags, it goes on from the newest whole checkpoint.
+Run again with the same flags, it goes on from the newest checkpoint that is whole.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ from absl import app, flags, logging
 
 from mtf_jax.data import session_log, transitions
 from mtf_jax.learners.registry import LEARNERS
-from mtf_jax.training.checkpoints import digest
-from mtf_jax.training.config import PRESETS, TrainConfig
+from mtf_jax.training.checkpoints import CheckpointError, digest
+from mtf_jax.training.config import ACTORS, CRITICS, PRESETS, TrainConfig
+from mtf_jax.training.loop import TrainState
 from mtf_jax.training.resumable import train_in_folder
 
 _DATASET = flags.DEFINE_string(
@@ -27,19 +29,17 @@ _PRESET = flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the run.")
 _LEARNER = flags.DEFINE_enum(
   "learner", "integrated_rl", list(LEARNERS), "Algorithm."
 )
-_ACTOR = flags.DEFINE_enum("actor", None, ["mlp", "ple"], "Policy network.")
-_CRITIC = flags.DEFINE_enum(
-  "critic", None, ["mlp", "box", "box_quadratic"], "Critic network."
-)
+_ACTOR = flags.DEFINE_enum("actor", None, list(ACTORS), "Policy network.")
+_CRITIC = flags.DEFINE_enum("critic", None, list(CRITICS), "Critic network.")
 _ENSEMBLE_SIZE = flags.DEFINE_integer(
-  "ensemble_size", None, "Critics of a reward group."
+  "ensemble_size", None, "Critics of a reward group.", 1
 )
-_NUM_UPDATES = flags.DEFINE_integer("num_updates", None, "Updates in all.")
+_NUM_UPDATES = flags.DEFINE_integer("num_updates", None, "Updates in all.", 1)
 _CRITIC_UPDATES = flags.DEFINE_integer(
-  "critic_updates", None, "Critic updates before an actor update."
+  "critic_updates", None, "Critic updates before an actor update.", 1
 )
 _NUM_STEPS = flags.DEFINE_integer(
-  "num_steps", None, "Requests that a transition spans, for n-step returns."
+  "num_steps", None, "Requests that a transition spans, for n-step returns.", 1
 )
 _SEED = flags.DEFINE_integer("seed", None, "Seed of networks and batches.")
 _HYPERPARAM = flags.DEFINE_multi_string(
@@ -48,7 +48,7 @@ _HYPERPARAM = flags.DEFINE_multi_string(
   "A number of the learner, as penalty_scale=0.5 or group_weights=1,2;"
   " repeatable.",
 )
-_KEEP = flags.DEFINE_integer("keep", 3, "Checkpoints to keep.")
+_KEEP = flags.DEFINE_integer("keep", 3, "Checkpoints to keep.", 1)
 
 
 def _hyperparams(items: Sequence[str]) -> dict[str, float | tuple[float, ...]]:
@@ -81,18 +81,24 @@ def _config() -> TrainConfig:
   return dataclasses.replace(PRESETS[_PRESET.value], **given)
 
 
-def main(argv: Sequence[str]) -> None:
-  """Trains, or goes on training."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  # Orbax reports every step of a save.
-  logging.set_verbosity(logging.WARNING)
+def _load(path: str) -> tuple[session_log.SessionLog, dict[str, str]]:
+  try:
+    return session_log.load_sessions(path)
+  except FileNotFoundError as error:
+    raise app.UsageError(
+      f"--dataset: {path} cannot be read ({error.strerror})."
+    ) from error
+  except ValueError as error:  # It names the file.
+    raise app.UsageError(f"--dataset: {error}") from error
+
+
+def _train() -> TrainState:
   config = _config()
-  log, metadata = session_log.load_sessions(_DATASET.value)
+  log, metadata = _load(_DATASET.value)
   dataset = transitions.device_dataset(
     log, num_steps=config.num_steps, discount=config.discount
   )
-  state = train_in_folder(
+  return train_in_folder(
     config,
     dataset,
     _OUT_DIR.value,
@@ -102,6 +108,24 @@ def main(argv: Sequence[str]) -> None:
     },
     keep=_KEEP.value,
   )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Trains, or goes on training."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  # Orbax reports every step of a save.
+  logging.set_verbosity(logging.WARNING)
+  try:
+    state = _train()
+  except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    raise app.UsageError(
+      f"--out_dir: {_OUT_DIR.value} cannot be written to ({error.strerror})."
+    ) from error
+  except CheckpointError as error:
+    raise app.UsageError(f"--out_dir: {error}") from error
+  except ValueError as error:  # It names the flag or the field.
+    raise app.UsageError(str(error)) from error
   print(json.dumps({"step": int(state.step), "sha256": digest(state)}))
 
 

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, and digests of arrays.
 
-Everything the package writes goes through here, except checkpoints, which are
-Orbax's.
+What the package writes goes through here, with two exceptions: checkpoints are
+Orbax's, and a run's metrics are appended to their file row by row
+(`training.metrics`).
 """
 
 import contextlib

@@ -1,7 +1,8 @@
-"""Writes small folders in KuaiRand's layout, from a synthetic response model."""
+"""Folders in KuaiRand's layout: small ones from a model, and the real one."""
 
 import csv
 import gzip
+import os
 import pathlib
 
 import jax
@@ -10,6 +11,12 @@ import numpy as np
 
 from mtf_jax.fitting import population
 from mtf_jax.worlds import response
+
+# The real log: the environment's, or one beside the repository.
+REAL = pathlib.Path(
+  os.environ.get("MTF_JAX_KUAIRAND")
+  or pathlib.Path(__file__).parents[2] / "shared" / "data" / "kuairand_pure"
+)
 
 LOG_COLUMNS = [
   "user_id",

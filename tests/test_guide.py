@@ -1,4 +1,4 @@
-"""The learner that the guide writes is one, as it stands there."""
+"""The learner and the log that the guide writes are what it says they are."""
 
 import dataclasses
 import pathlib
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax import networks
-from mtf_jax.data import transitions
+from mtf_jax.data import session_log, transitions
 from mtf_jax.learners import registry
 from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.studies.progressive.config import PRESETS
@@ -30,6 +30,21 @@ def _block_with(text):
   )
   (block,) = [block for block in blocks if text in block]
   return block
+
+
+def test_the_log_of_the_guide_is_read(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  exec(_block_with("save_sessions("), {})
+  log, _ = session_log.load_sessions("mine.npz")
+  dataset = transitions.device_dataset(log)
+  # The row after the cut is no request, and the last request leads to it.
+  np.testing.assert_array_equal(dataset.start_row[:5], np.arange(5))
+  assert dataset.num_transitions == 5
+  np.testing.assert_array_equal(dataset.discount[:5], [1, 1, 0, 1, 1])
+  assert dataset.next_row[4] == 5
+  inside = (log.action >= log.box.lower) & (log.action <= log.box.upper)
+  assert inside[~log.bootstrap_only].all()
+  np.testing.assert_allclose(log.log_prob[:5], -10 * np.log(0.3), rtol=1e-5)
 
 
 def _learner_of_the_guide():

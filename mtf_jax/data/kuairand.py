@@ -51,6 +51,8 @@ _LOG_TYPES: dict[str, type[np.signedinteger]] = {
   **dict.fromkeys(_FLAGS, np.int8),
 }
 _KEY = ("user_id", "time_ms", "video_id")
+# Environment variable that names the folder where no argument does.
+_LOG_DIR_VARIABLE = "MTF_JAX_KUAIRAND"
 
 _USER_CATEGORIES = (
   "user_active_degree",
@@ -118,6 +120,28 @@ class ImpressionLog(NamedTuple):
   def select(self, rows: np.ndarray) -> "ImpressionLog":
     """The impressions at `rows` (a mask or indices)."""
     return ImpressionLog(*(column[rows] for column in self))
+
+
+def log_folder(log_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
+  """The folder to read: the one that is given, or the environment's.
+
+  Args:
+    log_dir: folder in KuaiRand's layout; that of the environment variable
+      MTF_JAX_KUAIRAND, as it is now, if None.
+
+  Returns:
+    The folder; whether it exists is not looked at.
+
+  Raises:
+    ValueError: neither names one.
+  """
+  folder = log_dir or os.environ.get(_LOG_DIR_VARIABLE)
+  if not folder:
+    raise ValueError(
+      "log_dir: expected a folder in KuaiRand's layout, found none; give one or"
+      f" set the environment variable {_LOG_DIR_VARIABLE}."
+    )
+  return pathlib.Path(folder)
 
 
 def _is_date(number: int) -> bool:

@@ -28,8 +28,9 @@ class SessionLog(NamedTuple):
   A session ends in one of three ways. The user left: `terminal` on its last
   row. The log was cut and the observation after the cut is known: one more row
   with `bootstrap_only`, whose observation and box are what the row before
-  bootstraps from and whose other fields are 0. The log was cut and nothing
-  after it is known: neither flag, and the last row is not a transition.
+  bootstraps from; session and step go on, its other fields are 0. The log was
+  cut and nothing after it is known: neither flag, and the last row is not a
+  transition.
 
   observation: float32 `[N, S]` state features before the request.
   action: float32 `[N, A]` logged action, in normalised units, inside its box.

@@ -1,6 +1,6 @@
 """Policies judged on the same sessions, and what one gained over another.
 
-Letters: `B` sessions, `T` requests, `O` outcomes.
+Letters: `B` sessions, `T` requests, `G` reward groups, `O` outcomes.
 """
 
 import functools
@@ -44,6 +44,12 @@ def evaluation_world(world: World) -> World:
 
   Expected-value accounting then covers them. The reward groups are no part of
   what happens in a session.
+
+  Args:
+    world: of one seed, `G` reward groups.
+
+  Returns:
+    The world with `G + O` groups, those of `OUTCOMES` last.
   """
   more = np.zeros((len(OUTCOMES), len(BEHAVIOURS)), np.float32)
   for row, name in enumerate(OUTCOMES):
@@ -53,7 +59,15 @@ def evaluation_world(world: World) -> World:
 
 
 def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
-  """The part of an evaluation world's table that is the world's own."""
+  """The part of an evaluation world's table that is the world's own.
+
+  Args:
+    table: `returns.expected_rewards(evaluation_world(world))`.
+    world: the world, `G` reward groups. Both may have leading axes.
+
+  Returns:
+    The table with the first `G` groups alone.
+  """
   num_groups = world.group_weights.shape[-2]
   return table._replace(reward=table.reward[..., :num_groups])
 

@@ -1,9 +1,9 @@
 """Critics against the world: Q beside the true discounted return.
 
 The rows are those that a learner trains on: states visited, and actions drawn,
-in the box around a policy in service. From each state, as the simulator has it, the
-session is continued many times under the policy that the critics judge, each
-time with other candidates and another noise of the user to come: a policy
+in the box around a policy in service. From each state, as the simulator has it,
+the session is continued many times under the policy that the critics judge,
+each time with other candidates and another noise of the user to come: a policy
 decides before it sees either.
 
 Two questions, the second the harder one. Does Q tell rich states from poor
@@ -12,17 +12,17 @@ actor uses: `Q(s, a) - Q(s, a')` against the difference of the returns, `a'`
 being `a` mirrored at the middle of the box, both continued with the same random
 numbers. (A term that is even in the deviation cancels there.) What follows an
 action is asked twice. *Once*: the policy to be judged answers from the next
-request on, which is what a critic of one step estimates. *Held*: the policy that
-was logged goes on with its deviation in the box until the session ends, which is
-what returns of whole sessions show whose exploration is held over a session.
-Those also show what the deviation did to the mood before the request, so that
-their critics' differences may exceed either truth.
+request on, which is what a critic of one step estimates. *Held*: the policy
+that was logged goes on with its deviation in the box until the session ends,
+which is what returns of whole sessions show whose exploration is held over a
+session. Those also show what the deviation did to the mood before the request,
+so that their critics' differences may exceed either truth.
 
 What is compared with what: where Q bootstraps it does so with phi, the true
 return with 1, so that a policy outside its box has then a Q below its return by
-construction. The true return knows the user and how the session went, hidden mood included, Q an
-observation; a perfect critic therefore has slope 1 and intercept 0, and a
-correlation below 1.
+construction. The true return knows the user and how the session went, hidden
+mood included, Q an observation; a perfect critic therefore has slope 1 and
+intercept 0, and a correlation below 1.
 
 Letters: `K` states, `M` continuations of each, `A` action components, `G`
 reward groups, `R` bootstrap replicates.

@@ -30,8 +30,7 @@ class LinearPolicy(NamedTuple):
 
   weights: `[A, 1 + S]`.
   mean: `[S]`.
-  scale: `[S]`, infinite where the policy must not look, see
-    `blinded`.
+  scale: `[S]`, infinite where the policy must not look, see `blinded`.
   lower, upper: `[A]` bounds of the action.
   """
 
@@ -51,7 +50,7 @@ def linear_features(policy: LinearPolicy, observation: chex.Array) -> jax.Array:
 def linear_act(
   policy: LinearPolicy, observation: chex.Array, rng_key: chex.PRNGKey
 ) -> Decision:
-  """The policy as an `act` of `session`; it does not explore."""
+  """The policy as an `act` of `rollout.rollout`; it does not explore."""
   del rng_key
   features = linear_features(policy, observation)
   action = jnp.sum(policy.weights * features[None, :], axis=1)
@@ -155,7 +154,8 @@ def optimise(
   """Ascends the true session return with an evolution strategy.
 
   Each session is run with its own perturbation of the weights, forwards and
-  backwards under one key, see `es.ascend`: a step costs `2 * sessions` sessions.
+  backwards under one key, see `es.ascend`: a step costs `2 * sessions`
+  sessions.
 
   Args:
     rng_key: random number generator key, consumed.

@@ -32,8 +32,8 @@ def gains(
 ) -> list[dict[str, Any]]:
   """Reward gains by tercile of the users, for each feature of `FEATURES`.
 
-  Intervals are those of `statistics.paired_comparison`; they are not corrected for the
-  number of segments. The gains of a feature's segments, weighted with
+  Intervals are those of `statistics.paired_comparison`; they are not corrected
+  for the number of segments. The gains of a feature's segments, weighted with
   `base_share`, add up to the gain of all.
 
   Args:
@@ -115,7 +115,8 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     )
   note = (
     "Users by tercile of what is known of them before the sessions; gains over"
-    " ES, intervals over users, not corrected for the number of segments."
+    " the baseline policy, intervals over users, not corrected for the number"
+    " of segments."
   )
   header = ("users", "number", "share of reward", "reward % [95%]", "p")
   return Table(title, note, header, body)

@@ -348,7 +348,7 @@ def _default_slates(
   )
 
 
-def _log_odds(rate: np.ndarray) -> np.ndarray:
+def _log_odds(rate: np.ndarray | float) -> np.ndarray:
   rate = np.clip(rate, 1e-6, 1.0 - 1e-6)
   return np.log(rate) - np.log1p(-rate)
 
@@ -363,14 +363,15 @@ def calibrate(
 ) -> World:
   """Makes the slates of the default weights look like the log.
 
-  Shifts the interest and the logits of the interactions to the log's rates, and standardises the satisfaction. What a
-  lack of reach costs is set so that random pairs have the click and like rates
-  of KuaiRand's random exposure: a log of chosen impressions has too few pairs
-  out of reach to tell. The default power of the watch time is set so that shown
-  videos are as long as the log's, as a platform's formula would have been. A
-  synthetic world has more freedom: the residual is set so that the shown items'
-  latent play propensity has the log's variance (the play times then follow its
-  table) and each interaction has its own shift.
+  Shifts the interest and the logits of the interactions to the log's rates, and
+  standardises the satisfaction. What a lack of reach costs is set so that
+  random pairs have the click and like rates of KuaiRand's random exposure: a
+  log of chosen impressions has too few pairs out of reach to tell. The default
+  power of the watch time is set so that shown videos are as long as the log's,
+  as a platform's formula would have been. A synthetic world has more freedom:
+  the residual is set so that the shown items' latent play propensity has the
+  log's variance (the play times then follow its table) and each interaction has
+  its own shift.
 
   Args:
     world: the world.

@@ -141,8 +141,8 @@ def fit_interactions(
   penalty[:knots, :knots] = 4.0 * second.T @ second + 1e-3 * np.eye(knots)
   # Where the estimation of the mixing distributions starts: wide for users
   # (most never like), the platform-wide spread of log rates for items.
-  mixing = [np.exp(-0.5 * (EFFECT_GRID / scale) ** 2) for scale in (3.0, 1.0)]
-  mixing = tuple(np.float32(m / m.sum()) for m in mixing)
+  density = [np.exp(-0.5 * (EFFECT_GRID / scale) ** 2) for scale in (3.0, 1.0)]
+  mixing = tuple(np.float32(d / d.sum()) for d in density)
   seen = tuple(
     np.float32(np.bincount(groups, minlength=size) > 0)
     for groups, size in ((log.user, num_users), (log.item, num_items))

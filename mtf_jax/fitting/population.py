@@ -15,7 +15,7 @@ References:
 import json
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -111,7 +111,7 @@ def load_population(
     "user_effect_weights": (num, len(EFFECT_GRID)),
     "item_effect_weights": (num, len(EFFECT_GRID)),
   }
-  values = {}
+  values: dict[str, Any] = {}
   for name in ResponsePopulation._fields:
     found = np.asarray(fields.get(name, np.nan), np.float64)
     expected = shapes.get(name, ())

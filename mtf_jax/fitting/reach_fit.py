@@ -99,7 +99,7 @@ def fit_reach(
     return jax.lax.scan(step, carry, batches)[0]
 
   carry = (parameters, optimiser.init(parameters))
-  label = np.repeat(np.float32([1, 0]), half)
+  label = np.repeat(np.array([1, 0], np.float32), half)
   for _ in range(epochs):
     rows = rng.permutation(max(len(log.user), steps * half))[: steps * half]
     rows = rows.reshape(steps, half) % len(log.user)

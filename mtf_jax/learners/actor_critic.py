@@ -83,7 +83,18 @@ def values_of(
   action: chex.Array,
   box: ActionBox,
 ) -> jax.Array:
-  """`[G, M]` values of one action, by a state's own critics."""
+  """Values of one action, by a state's own critics.
+
+  Args:
+    critic: the critics' network.
+    state: with `critic_params` and `normalization`.
+    observation: `[S]` as logged; it is normalised here.
+    action: `[A]`.
+    box: bounds `[A]`.
+
+  Returns:
+    `[G, M]` values in units of the return.
+  """
   observation = base.normalize_one(state.normalization, observation)
   one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
   return critic.apply(state.critic_params, *one)[0]

@@ -16,19 +16,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtf_jax.kernels.exploration import HALF_WIDTH
+
 
 class Search(NamedTuple):
   """Effort of a search.
 
   iterations: gradient steps.
   sessions: pairs of evaluations a step, each with a perturbation of its own.
-  noise: standard deviation of the perturbation of what the weights decide.
+  noise: standard deviation of the perturbation of what the weights decide;
+    unless told, the half width of the exploration's box.
   learning_rate: of Adam, falling to a tenth.
   """
 
   iterations: int = 80
   sessions: int = 4096
-  noise: float = 0.15
+  noise: float = HALF_WIDTH
   learning_rate: float = 0.03
 
 

@@ -11,7 +11,7 @@ References:
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -159,7 +159,8 @@ def train_ranker(
       width = numbers.shape[1] + codes.shape[1] * network.embedding
       keep = jax.random.bernoulli(key, keep_rate, (batch_size, width))
       keep = keep.astype(numbers.dtype) / keep_rate
-      return _loss(network.apply(params, numbers, codes, keep), targets)
+      predicted: Any = network.apply(params, numbers, codes, keep)
+      return _loss(predicted, targets)
 
     value, gradient = jax.value_and_grad(loss)(params)
     # optax multiplies float32 by Python floats of int32 counts.

@@ -138,7 +138,7 @@ class Checkpoints:
       ValueError: the newest readable one has another schema version.
     """
     expected = _to_numpy(template)
-    reasons = []
+    reasons: list[str] = []
     for step in reversed(self.steps()):
       path = self._directory / str(step)
       try:

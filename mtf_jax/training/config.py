@@ -11,14 +11,19 @@ from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.learners.base import Learner
 from mtf_jax.learners.registry import LEARNERS
 
+# Names of the networks.
+ACTORS = ("mlp", "ple")
+CRITICS = ("mlp", "box", "box_quadratic")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """What a checkpoint must agree with to be resumed, except `num_updates`.
 
   learner: name of the algorithm, see `learners.registry`.
-  actor: "mlp" or "ple" (an even number of action components).
-  critic: "mlp" (free-form, of the paper), "box" or "box_quadratic" (ours).
+  actor: one of `ACTORS`; "ple" takes an even number of action components.
+  critic: one of `CRITICS`: "mlp" (free-form, of the paper), "box" or
+    "box_quadratic" (ours).
   ensemble_size: critics of a reward group.
   hidden_sizes: widths of the hidden layers of critics and of the MLP actor.
   num_steps: requests that a transition spans, for n-step returns.
@@ -48,7 +53,7 @@ class TrainConfig:
 
   def __post_init__(self):
     """Refuses what would only fail after minutes, or not at all."""
-    for name, known in (("actor", _ACTORS), ("critic", CRITICS)):
+    for name, known in (("actor", ACTORS), ("critic", CRITICS)):
       if getattr(self, name) not in known:
         raise ValueError(
           f"{name}: expected one of {', '.join(known)}, found"
@@ -138,9 +143,6 @@ def hyperparams_of(learner: str) -> type[Any]:
     )
   return LEARNERS[learner].hyperparams
 
-
-_ACTORS = ("mlp", "ple")
-CRITICS = ("mlp", "box", "box_quadratic")
 
 PRESETS = {
   # Seconds: that everything runs.

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import numpy as np
@@ -25,7 +26,7 @@ def summarize(metrics: Any) -> dict[str, Any]:
   """
   row = {}
   for name, value in metrics._asdict().items():
-    reduce = np.mean
+    reduce: Callable[..., Any] = np.mean
     if name.endswith("_min"):
       reduce = np.min
     elif name.endswith("_max"):

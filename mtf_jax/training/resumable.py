@@ -27,7 +27,20 @@ from mtf_jax.training.metrics import (
 def initial_state(
   config: TrainConfig, learner: Learner, dataset: TransitionDataset
 ) -> loop.TrainState:
-  """The run that a configuration describes, before its first update."""
+  """The run that a configuration describes, before its first update.
+
+  Args:
+    config: its `seed` and `hyperparams` count here.
+    learner: of `make_learner(config, dataset)`.
+    dataset: rows on the device. One of them is the example of shapes that the
+      learner is set up with, all of them decide the normalisation.
+
+  Returns:
+    The state at step 0.
+
+  Raises:
+    ValueError: a hyperparameter is outside its range.
+  """
   network_key, batch_key, example_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
@@ -60,8 +73,8 @@ def _check_same_run(
   for name, now in flat(expected).items():
     if before.get(name) != now:
       raise ValueError(
-        f"{name}: expected {before.get(name)!r} as in the checkpoint of"
-        f" --out_dir, found {now!r}; use another --out_dir for another run."
+        f"{name}: expected {before.get(name)!r} as in the checkpoint of the"
+        f" folder, found {now!r}; use another folder for another run."
       )
 
 
@@ -95,7 +108,8 @@ def train_in_folder(
     NonFiniteError: a loss or a gradient is not finite; the state before it is
       saved.
     CheckpointError: no checkpoint could be read, or one not be written.
-    ValueError: the folder holds another run.
+    ValueError: the folder holds another run, or a hyperparameter is outside its
+      range.
   """
   learner = make_learner(config, dataset)
   state = initial_state(config, learner, dataset)

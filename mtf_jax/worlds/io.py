@@ -72,7 +72,8 @@ def save_world(path: str | os.PathLike[str], world: World) -> str:
       flat[f"{part}/{field}"] = np.asarray(value)
   buffer = io.BytesIO()
   # A JSON string is a plain unicode array: no pickle on either side.
-  np.savez(buffer, **flat, **{_HEADER: json.dumps(header)})
+  arrays: dict[str, Any] = {**flat, _HEADER: json.dumps(header)}
+  np.savez(buffer, **arrays)
   payload = buffer.getbuffer()
   checksum = hashlib.sha256(payload).hexdigest()
   with replacing(path) as file:
@@ -115,7 +116,7 @@ def load_world(path: str | os.PathLike[str]) -> World:
   with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
     flat = {name: archive[name] for name in archive.files}
   header = json.loads(str(flat.pop(_HEADER)))
-  parts = {
+  parts: dict[str, Any] = {
     **_PARTS,
     "leaving": leaving_lib.LEAVING_MODELS[header["leaving"]],
   }

@@ -151,7 +151,9 @@ def _play_seconds(fraction: jax.Array, duration: jax.Array) -> jax.Array:
   return jnp.where(fraction < 1.0, jnp.minimum(part, unit), fraction * unit)
 
 
-def _interpolate(table: jax.Array, row: jax.Array, position: jax.Array):
+def _interpolate(
+  table: jax.Array, row: jax.Array, position: jax.Array
+) -> jax.Array:
   """Linear interpolation of `table [H, Q]` at `row`, `position` (any shape)."""
   position = jnp.clip(position, 0.0, table.shape[1] - 1.0)
   left = jnp.minimum(position.astype(jnp.int32), table.shape[1] - 2)
@@ -335,6 +337,7 @@ def _expected_interactions(
     `N` arrays `[...]`.
   """
   # Every way the behaviours so far may have turned out, with its probability.
+  branches: list[tuple[jax.Array, tuple[int, ...]]]
   branches = [(jnp.ones_like(logits[..., 0]), ())]
   expected = []
   num_interactions = logits.shape[-1]

@@ -128,10 +128,23 @@ def session_return(
   policy_key: chex.PRNGKey,
   held: chex.Numeric = False,
 ) -> SessionReturns:
-  """One session of `session_returns`.
+  """One session of `session_returns`; the caller vmaps.
 
-  `held` is whether exploration is held over the session, not static. A policy
-  takes the actions that `rollout` logs with the same keys.
+  A policy takes the actions that `rollout` logs with the same keys.
+
+  Args:
+    world: the world.
+    table: `expected_rewards(world)`.
+    act: as in `rollout`.
+    params: the policy's parameters.
+    max_requests: `T`, static.
+    observe_fn: what the policy sees, static.
+    world_key: of the session: its user, candidates and noise.
+    policy_key: of the policy's own draws in it.
+    held: whether exploration is held over the session; may be traced.
+
+  Returns:
+    The sums of one session: `[G]` both rewards, scalar requests.
   """
 
   def emit(carry, request):

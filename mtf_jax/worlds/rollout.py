@@ -29,7 +29,15 @@ from mtf_jax.worlds.world import World
 def session_keys(
   rng_key: chex.PRNGKey, num_sessions: int
 ) -> tuple[jax.Array, jax.Array]:
-  """World keys and policy keys: a policy's draws never move the world's."""
+  """World keys and policy keys: a policy's draws never move the world's.
+
+  Args:
+    rng_key: random number generator key, consumed.
+    num_sessions: `B`, static.
+
+  Returns:
+    Keys of the sessions, and keys of the policy's own draws, both `[B]`.
+  """
   world_key, policy_key = jax.random.split(rng_key)
   return (
     jax.random.split(world_key, num_sessions),
@@ -223,7 +231,14 @@ def rollout(
 
 
 def pack(rows: Rollout) -> SessionLog:
-  """Drops the rows that do not exist; NumPy arrays, sessions one after another."""
+  """Drops the rows that do not exist.
+
+  Args:
+    rows: of `rollout`, `[B, T + 1]`.
+
+  Returns:
+    The log, `[N]` rows as NumPy arrays, sessions one after another.
+  """
   valid = np.asarray(rows.valid)
   return jax.tree.map(lambda array: np.asarray(array)[valid], rows.log)
 

@@ -1,23 +1,28 @@
 """The shipped constants can be remade: same files, same keys."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
 import kuairand_files
 import numpy as np
+import pytest
 
+from mtf_jax.data import kuairand
 from mtf_jax.fitting import population
 from mtf_jax.studies.audit import marginals
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _run(*arguments):
+def _run(*arguments, log_dir=""):
+  """Runs the launcher; `log_dir` is the environment's folder."""
   return subprocess.run(
     (sys.executable, "-m", "experiments.fit_constants", *arguments),
     cwd=_ROOT,
+    env={**os.environ, "MTF_JAX_KUAIRAND": str(log_dir)},
     capture_output=True,
     text=True,
   )
@@ -64,5 +69,23 @@ def test_a_log_gives_the_files_that_are_shipped(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
   run = _run(f"--log_dir={tmp_path / 'none'}", f"--out_dir={tmp_path}")
   assert run.returncode != 0
-  assert "log_dir: expected a folder" in run.stderr
+  assert "log_dir: expected a folder, found" in run.stderr
   assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_the_flags_or_the_environments(monkeypatch):
+  monkeypatch.setenv("MTF_JAX_KUAIRAND", "there")
+  assert kuairand.log_folder("here") == pathlib.Path("here")
+  assert kuairand.log_folder() == pathlib.Path("there")
+  monkeypatch.delenv("MTF_JAX_KUAIRAND")
+  with pytest.raises(
+    ValueError, match=r"found none; give one or set .*KUAIRAND"
+  ):
+    kuairand.log_folder()
+
+
+def test_no_folder_is_said_in_a_sentence(tmp_path):
+  run = _run(f"--out_dir={tmp_path}")
+  assert run.returncode != 0
+  assert "environment variable MTF_JAX_KUAIRAND." in run.stderr
+  assert "Traceback" not in run.stderr

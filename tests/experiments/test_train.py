@@ -122,10 +122,13 @@ def test_flags_reach_the_run(dataset, tmp_path):
       "--hyperparam=actor_learning_rate",
       "expected name=number[,number], found",
     ),
+    ("--num_updates=30", "num_updates: expected a multiple of chunk_size"),
+    ("--dataset=none.npz", "--dataset: none.npz cannot be read"),
   ],
 )
-def test_bad_hyperparameters_are_refused(dataset, tmp_path, flag, message):
+def test_bad_flags_are_refused_in_a_sentence(dataset, tmp_path, flag, message):
   done = run(dataset, tmp_path / "run", "--learner=bc", flag)
   assert done.returncode != 0
   assert message in done.stderr
+  assert "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()

@@ -1,8 +1,5 @@
 """The fit: recovers a known model, and meets the log on held-out days."""
 
-import os
-import pathlib
-
 import kuairand_files
 import numpy as np
 import pytest
@@ -10,9 +7,6 @@ import pytest
 from mtf_jax.data import behaviours, kuairand
 from mtf_jax.fitting import response_fit
 
-REAL = pathlib.Path(
-  os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure")
-)
 INDEX = {name: n for n, name in enumerate(behaviours.BEHAVIOURS)}
 
 
@@ -120,10 +114,10 @@ def test_a_bucket_without_rows_is_refused(recovered):
     response_fit.fit_response(part, catalogue, np.random.default_rng(0))
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no KuaiRand log")
+@pytest.mark.skipif(not kuairand_files.REAL.is_dir(), reason="no KuaiRand log")
 def test_held_out_days_of_the_real_log():
-  catalogue = kuairand.read_catalogue(REAL)
-  log, _ = kuairand.read_log(REAL, catalogue)
+  catalogue = kuairand.read_catalogue(kuairand_files.REAL)
+  log, _ = kuairand.read_log(kuairand_files.REAL, catalogue)
   earlier, later = kuairand.split_days(log, 20220505)
   fitted, _ = response_fit.fit_response(
     earlier, catalogue, np.random.default_rng(0)

@@ -1,18 +1,11 @@
 """The score model: no leak through the encodings, and better than chance."""
 
-import os
-import pathlib
-
 import kuairand_files
 import numpy as np
 import pytest
 
 from mtf_jax.data import behaviours, kuairand
 from mtf_jax.ranking import features, ranker
-
-REAL = pathlib.Path(
-  os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure")
-)
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +116,11 @@ def test_user_observations(days, trained):
   assert "is_live_streamer" in names
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no KuaiRand log")
+@pytest.mark.skipif(not kuairand_files.REAL.is_dir(), reason="no KuaiRand log")
 def test_beats_the_gradient_boosting_reference():
   """AUC and GAUC of a gradient boosting on the same split of the excerpt."""
-  catalogue = kuairand.read_catalogue(REAL)
-  log, _ = kuairand.read_log(REAL, catalogue)
+  catalogue = kuairand.read_catalogue(kuairand_files.REAL)
+  log, _ = kuairand.read_log(kuairand_files.REAL, catalogue)
   earlier, later = kuairand.split_days(log, 20220505)
   report = ranker.evaluate(ranker.train_ranker(earlier, catalogue), later)
   for name, auc, gauc in (

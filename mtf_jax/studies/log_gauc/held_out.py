@@ -203,7 +203,7 @@ def actions(act: Act, params: Any, observation: chex.Array) -> jax.Array:
   """Actions `[D, A]` of a policy that does not explore.
 
   Args:
-    act: as in `session`, static.
+    act: as in `rollout.rollout`, static.
     params: its parameters, without exploration.
     observation: `[D, S]`.
   """

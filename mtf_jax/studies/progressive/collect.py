@@ -1,7 +1,6 @@
 """Sessions of a round, logged and left on the device as rows.
 
-Letters: `R` seeds, `B` sessions, `T` requests, `N` rows, `S` state features, `A`
-action components, `G` reward groups, `O` outcomes, `H` bins.
+Letters: `R` seeds, `B` sessions, `T` requests, `N` rows.
 """
 
 import functools
@@ -27,6 +26,12 @@ def flat_rows(rows: Rollout) -> Rows:
 
   They stay where they are and are never drawn: every round then has one shape,
   which `rollout.pack` would not give.
+
+  Args:
+    rows: of `rollout`, `[B, T + 1, ...]`.
+
+  Returns:
+    The rows, `[N, ...]`.
   """
   flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
   return rows_from(flat.log, flat.valid)
@@ -42,8 +47,11 @@ def as_dataset(
   nearly twice the value at hand, and pay for long sessions with reward.
 
   Args:
-    rows: of all parts of a round.
+    rows: of all parts of a round, `[R, N, ...]`.
     num_steps, discount: as in `dataset_from`.
+
+  Returns:
+    The dataset of each seed.
   """
   return jax.vmap(
     lambda rows: dataset_from(
@@ -65,7 +73,20 @@ def collect_part(
   max_requests: int,
   exploration: str,
 ) -> Rows:
-  """Logs sessions of each seed; arguments and result have the axis `R`."""
+  """Logs sessions of each seed.
+
+  Args:
+    rng_key: keys `[R]`, consumed.
+    world: leading axis `R`.
+    act: the policy, exploring, static.
+    params: its parameters, leading axis `R`.
+    num_sessions: `B` of a seed, static.
+    max_requests: `T`, static.
+    exploration: as in `rollout.rollout`, static.
+
+  Returns:
+    The rows, `[R, N, ...]` with `N = B (T + 1)`.
+  """
 
   def one(rng_key, world, params):
     return flat_rows(
@@ -79,7 +100,15 @@ def collect_part(
 
 @functools.partial(jax.jit, static_argnames="parts")
 def empty_rows(part: Rows, parts: int) -> Rows:
-  """Zeros for `parts` times the rows of one part, `[R, N, ...]`."""
+  """Room for the rows of several parts.
+
+  Args:
+    part: rows of one part, `[R, N, ...]`; only shapes and dtypes count.
+    parts: how many, static.
+
+  Returns:
+    Zeros, `[R, parts N, ...]`.
+  """
   return jax.tree.map(
     lambda leaf: jnp.zeros(
       (leaf.shape[0], parts * leaf.shape[1], *leaf.shape[2:]), leaf.dtype
@@ -90,7 +119,16 @@ def empty_rows(part: Rows, parts: int) -> Rows:
 
 @functools.partial(jax.jit, donate_argnames="rows")
 def put_rows(rows: Rows, part: Rows, first: chex.Array) -> Rows:
-  """Writes a part, in place, from row `first` on."""
+  """Writes a part, in place, from a row on.
+
+  Args:
+    rows: of `empty_rows`, donated.
+    part: rows of one part, `[R, N, ...]`.
+    first: int scalar, row that the part begins at.
+
+  Returns:
+    The rows with the part among them.
+  """
   return jax.tree.map(
     lambda whole, new: jax.lax.dynamic_update_slice_in_dim(
       whole, new, first, axis=1

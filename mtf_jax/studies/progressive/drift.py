@@ -1,6 +1,10 @@
 """How far a new policy went from the one that its rows were logged around.
 
-Letters: `N` rows, `S` state features, `A` action components, `H` bins.
+Letters: `A` action components, `H` bins.
+
+References:
+  [1] Liu et al., "UnifiedRL: A Reinforcement Learning Algorithm Tailored for
+  Multi-Task Fusion in Large-Scale Recommender Systems", arXiv 2404.17589.
 """
 
 import functools
@@ -9,9 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtf_jax.data.transitions import (
-  TransitionDataset,
-)
+from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.kernels.relaxation import exceedance
 from mtf_jax.learners.base import Learner
 

@@ -94,6 +94,9 @@ def policy_params(
     state: its state, leading axis `R`.
     half_width: of the box around the policy.
     stddev: of Gaussian noise on top.
+
+  Returns:
+    What `study_learner.act` takes, leading axis `R`.
   """
   params = jax.vmap(study_learner.learner.policy)(state)
   (size,) = jax.tree.leaves(params)[0].shape[:1]
@@ -119,7 +122,22 @@ def evaluate_seeds(
   held: chex.Array,
   observe_fn: Any = env.observe,
 ) -> EvalResult:
-  """`evaluate` of each seed; arguments and result, not `held`, have the axis `R`."""
+  """`ab_test.evaluate` of each seed.
+
+  Args:
+    rng_key: keys `[R]`.
+    world: of `ab_test.evaluation_world`, leading axis `R`.
+    table: `returns.expected_rewards` of it, leading axis `R`.
+    act: the policy, static.
+    params: its parameters, leading axis `R`.
+    num_sessions: `B`, static.
+    max_requests: `T`, static.
+    held: bool scalar, whether exploration is held over a session; of all seeds.
+    observe_fn: what the policy sees, static.
+
+  Returns:
+    Expected outcomes by seed and session, `[R, B, ...]`.
+  """
 
   def one(rng_key, world, table, params):
     return evaluate(
@@ -155,6 +173,9 @@ def evaluate_policy(
     max_requests: of a session, if not the run's.
     held: whether exploration is held over a session.
     observe_fn: what the policy sees.
+
+  Returns:
+    Expected outcomes by seed and session, `[R, B, ...]`.
   """
   return evaluate_seeds(
     experiment.keys["evaluation"],
@@ -190,7 +211,17 @@ def search_linear(
   policy: LinearPolicy,
   search: Search,
 ) -> LinearPolicy:
-  """Ascends from a linear policy of the privileged observation."""
+  """Ascends from a linear policy of the privileged observation.
+
+  Args:
+    experiment: with its table.
+    rng_key: keys `[R]`, consumed.
+    policy: where to start, of `linear_policy`, leading axis `R`.
+    search: effort, static.
+
+  Returns:
+    The policies found, leading axis `R`.
+  """
 
   def one(rng_key, world, table, policy):
     return oracle.optimise(
@@ -210,7 +241,16 @@ def search_linear(
 def linear_policy(
   world: World, action: chex.Array, half_width: float
 ) -> LinearPolicy:
-  """Linear policies of the privileged observation that answer `action`."""
+  """Linear policies of the privileged observation that answer `action`.
+
+  Args:
+    world: leading axis `R`.
+    action: `[R, A]`.
+    half_width: how far a search may move each component from `action`.
+
+  Returns:
+    The policies, leading axis `R`.
+  """
 
   def one(world, action):
     observe_fn = env.privileged_observation
@@ -227,8 +267,16 @@ def assemble(
 ) -> Experiment:
   """The run before anything is searched, tabulated or judged.
 
-  `table`, `start` and `base` are None, the action and the normalisation are
-  zeros; see `baselines.prepare`.
+  Args:
+    config: size of the run.
+    worlds: one for each seed, of one size; their populations are cut to
+      `config.num_users`.
+    seeds: each decides the users kept and all keys that are its own.
+    study_learner: of `make_study_learner`.
+
+  Returns:
+    The run; `table`, `start` and `base` are None, the action and the
+    normalisation zeros, see `baselines.prepare`.
   """
   cut = []
   for world, seed in zip(worlds, seeds, strict=True):

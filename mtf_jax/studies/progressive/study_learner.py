@@ -1,6 +1,7 @@
 """A learner as the study trains it: sized for a world, started at an action.
 
-Letters: `S` state features, `A` action components, `G` reward groups.
+Letters: `R` seeds, `S` state features, `A` action components, `G` reward
+groups.
 """
 
 import functools
@@ -56,7 +57,15 @@ def started_actor(actor: Actor) -> Actor:
 
 
 def with_start(actor: Actor, start: chex.Array) -> Actor:
-  """The actor of `started_actor`, `start` `[A]` in (-1, 1) after `init`."""
+  """The actor of `started_actor`, with another action after `init`.
+
+  Args:
+    actor: of `started_actor`.
+    start: `[A]` in (-1, 1), what it answers near before it is trained.
+
+  Returns:
+    The actor; `apply` is the same function.
+  """
 
   def init(rng_key, observation):
     return {**actor.init(rng_key, observation), "start": jnp.array(start)}
@@ -85,7 +94,16 @@ class StudyLearner(NamedTuple):
 
 
 def make_study_learner(config: TrainConfig, world: World) -> StudyLearner:
-  """The learner that a configuration describes, sized for a world."""
+  """The learner that a configuration describes, sized for a world.
+
+  Args:
+    config: names and sizes of the learner and its networks.
+    world: one world; its numbers of action components and of reward groups
+      count.
+
+  Returns:
+    The learner and its policy.
+  """
   num_groups = world.group_weights.shape[0]
   actor, critic = make_networks(config, world.num_actions, num_groups)
   actor = started_actor(actor)
