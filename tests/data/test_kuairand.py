@@ -1,8 +1,6 @@
 """The KuaiRand reader: what it reads, what it refuses, how much it holds."""
 
 import gzip
-import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -12,10 +10,6 @@ import numpy as np
 import pytest
 
 from mtf_jax.data import kuairand
-
-REAL = pathlib.Path(
-  os.environ.get("MTF_JAX_KUAIRAND", "../shared/data/kuairand_pure")
-)
 
 
 @pytest.fixture(scope="module")
@@ -255,9 +249,9 @@ def test_memory_does_not_grow_with_the_log(template, tmp_path):
   assert peaks[1] - peaks[0] < size / 3
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no KuaiRand log")
+@pytest.mark.skipif(not kuairand_files.REAL.is_dir(), reason="no KuaiRand log")
 def test_real_log():
-  log, duplicates = _read(REAL)
+  log, duplicates = _read(kuairand_files.REAL)
   assert len(log.user) == 193_583
   assert duplicates == 5_312
   assert log.click.mean() == pytest.approx(0.4493, abs=1e-4)
