@@ -90,6 +90,19 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
 Columns = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
 
 
+def column_names(columns: Columns) -> list[str]:
+  """What tells the columns apart: learner, leaving model, or both."""
+  several_models = len({leaving for leaving, _ in columns}) > 1
+  several_learners = len({learner for _, learner in columns}) > 1
+  return [
+    ", ".join(
+      [leaving] * (several_models or not several_learners)
+      + [learner] * several_learners
+    )
+    for leaving, learner in columns
+  ]
+
+
 def overview_table(columns: Columns) -> Table:
   """Seeds by leaving models and learners, and what holds over the seeds.
 
@@ -99,10 +112,7 @@ def overview_table(columns: Columns) -> Table:
   Returns:
     A row for each seed, then the rows over seeds.
   """
-  several = len({name for _, name in columns}) > 1
-  header = ["seed"] + [
-    f"{leaving}, {name}" if several else leaving for leaving, name in columns
-  ]
+  header = ["seed", *column_names(columns)]
   seeds = list(next(iter(columns.values())))
   rows = [
     [
@@ -150,7 +160,9 @@ def overview_table(columns: Columns) -> Table:
     " headroom is what a short privileged search finds, no bound: a policy may"
     " exceed it."
   )
-  return Table("Overview", note, header, rows)
+  (only, *others) = {leaving: None for leaving, _ in columns}
+  title = "Overview" if others else f"Overview, leaving {only}"
+  return Table(title, note, header, rows)
 
 
 def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:

@@ -17,7 +17,12 @@ from mtf_jax.evaluation.tables import Table
 from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.progressive.comparisons import BASELINE, CONTESTS
 from mtf_jax.studies.progressive.drift import DRIFT_BIN
-from mtf_jax.studies.progressive.report import Columns, Page, overview_table
+from mtf_jax.studies.progressive.report import (
+  Columns,
+  Page,
+  column_names,
+  overview_table,
+)
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#1f5aa6", "#d9822b", "#3a8f5c", "#777777"
 
@@ -65,7 +70,9 @@ def _overview_picture(columns: Columns) -> str:
   count = max(len(by_seed) for by_seed in columns.values())
   figure = _figure(10, 1.4 + 0.22 * count)
   grid = figure.subplots(1, len(columns), sharex=True, squeeze=False)
-  for axes, (name, by_seed) in zip(grid.flat, columns.items(), strict=True):
+  for axes, name, by_seed in zip(
+    grid.flat, column_names(columns), columns.values(), strict=True
+  ):
     place = np.arange(len(by_seed))
     figures = list(by_seed.values())
     gain = np.array([row["reward_gain_pct"] for row in figures])
@@ -87,7 +94,7 @@ def _overview_picture(columns: Columns) -> str:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(place, [str(seed) for seed in by_seed])
     axes.invert_yaxis()
-    axes.set_title(", ".join(name), fontsize=10)
+    axes.set_title(name, fontsize=10)
   handles, labels = grid[0, 0].get_legend_handles_labels()
   figure.legend(
     handles, labels, loc="outside upper right", ncols=4, frameon=False

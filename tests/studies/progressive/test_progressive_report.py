@@ -57,6 +57,27 @@ def test_overview_counts_the_seeds_that_gain():
   assert rows["headroom reached"] == ["50%", "none"]
 
 
+@pytest.mark.parametrize(
+  ("columns", "header", "title"),
+  [
+    ([("floor", "a")], ["floor"], "Overview, leaving floor"),
+    ([("floor", "a"), ("floor", "b")], ["a", "b"], "Overview, leaving floor"),
+    ([("floor", "a"), ("budget", "a")], ["floor", "budget"], "Overview"),
+    (
+      [("floor", "a"), ("floor", "b"), ("budget", "a"), ("budget", "b")],
+      ["floor, a", "floor, b", "budget, a", "budget, b"],
+      "Overview",
+    ),
+  ],
+)
+def test_columns_are_named_by_what_differs(columns, header, title):
+  table = progressive_report.overview_table(
+    {column: {3: _figures(1)} for column in columns}
+  )
+  assert list(table.header) == ["seed", *header]
+  assert table.title == title
+
+
 def test_one_seed_has_no_interval_over_seeds():
   table = progressive_report.overview_table(
     {("floor", "box"): {3: _figures(1)}}
