@@ -31,6 +31,8 @@ class Transition(NamedTuple):
   box_t: float32 `[A]` bounds there, likewise.
   log_prob_tm1: float32 scalar, log density of `action_tm1` under the policy
     that logged it; None where a caller has no use for it.
+  exploration_held_tm1: bool scalar, whether that deviation was drawn once for
+    the session, so that the density is no density of the sequence; or None.
   """
 
   observation_tm1: chex.Array
@@ -41,6 +43,7 @@ class Transition(NamedTuple):
   observation_t: chex.Array
   box_t: ActionBox
   log_prob_tm1: chex.Array | None = None
+  exploration_held_tm1: chex.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -301,4 +304,5 @@ def sample_transitions(
     observation_t=dataset.observation[next_row],
     box_t=jax.tree.map(lambda bound: bound[next_row], dataset.box),
     log_prob_tm1=dataset.log_prob[row],
+    exploration_held_tm1=dataset.exploration_held[row],
   )

@@ -17,7 +17,7 @@ from mtf_jax.evaluation.statistics import paired_comparison
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.returns import ExpectedRewards
-from mtf_jax.worlds.rollout import ObserveFn
+from mtf_jax.worlds.rollout import ObserveFn, session_keys
 from mtf_jax.worlds.world import World
 
 OUTCOMES = ("valid", "play_seconds", "hate")
@@ -103,7 +103,6 @@ def evaluate(
   Returns:
     Expected outcomes by session.
   """
-  world_key, policy_key = jax.random.split(rng_key)
 
   def one(world_key, policy_key):
     returns = returns_lib.session_return(
@@ -119,10 +118,7 @@ def evaluate(
     )
     return env.reset(world_key, world).user, returns
 
-  user, returns = jax.vmap(one)(
-    jax.random.split(world_key, num_sessions),
-    jax.random.split(policy_key, num_sessions),
-  )
+  user, returns = jax.vmap(one)(*session_keys(rng_key, num_sessions))
   groups = returns.expected.shape[1] - len(OUTCOMES)
   return EvalResult(
     user=user,

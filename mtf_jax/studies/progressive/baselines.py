@@ -54,7 +54,7 @@ def prepare(
     The run before its first round.
   """
   experiment = assemble(config, worlds, seeds, study_learner)
-  begin = linear_policy(experiment.world, experiment.es, ES_LIMIT)
+  begin = linear_policy(experiment.world, experiment.baseline_action, ES_LIMIT)
   # The hidden state comes after what a policy observes.
   num_features = experiment.normalization.mean.shape[1]
   experiment = experiment._replace(
@@ -68,9 +68,11 @@ def prepare(
   found = search_linear(
     experiment, experiment.keys["search"], blind, config.es_search
   )
-  experiment = experiment._replace(es=found.weights[:, :, 0])
+  experiment = experiment._replace(baseline_action=found.weights[:, :, 0])
   experiment = with_study_learner(experiment, config, study_learner)
-  return experiment._replace(base=evaluate_action(experiment, experiment.es))
+  return experiment._replace(
+    base=evaluate_action(experiment, experiment.baseline_action)
+  )
 
 
 def evaluate_action(
@@ -87,7 +89,7 @@ def baseline_figures(experiment: Experiment) -> list[dict[str, Any]]:
   search = experiment.config.es_search
   return [
     {
-      "action": np.asarray(experiment.es[n], np.float64).tolist(),
+      "action": np.asarray(experiment.baseline_action[n], np.float64).tolist(),
       "reward_per_session": float(np.mean(experiment.base.reward[n])),
       "requests_per_session": float(np.mean(experiment.base.requests[n])),
       # Each session of a step is run forwards and backwards.
@@ -111,7 +113,7 @@ class Evaluated(NamedTuple):
 def uncut_baseline(experiment: Experiment) -> Evaluated:
   """The baseline policy where sessions may last longer."""
   results = evaluate_action(
-    experiment, experiment.es, experiment.config.uncut_requests
+    experiment, experiment.baseline_action, experiment.config.uncut_requests
   )
   return Evaluated(results, [{} for _ in experiment.seeds])
 
@@ -133,7 +135,7 @@ def es_matched_budget(experiment: Experiment) -> Evaluated:
   config = experiment.config
   pair = 2 * config.es_search.sessions
   steps = max(1, config.rounds * config.sessions_per_round // pair)
-  policy = linear_policy(experiment.world, experiment.es, ES_LIMIT)
+  policy = linear_policy(experiment.world, experiment.baseline_action, ES_LIMIT)
   limit = jnp.full_like(policy.upper, ES_LIMIT)
   blind = oracle.blinded(policy)._replace(lower=-limit, upper=limit)
   # Rounds fold in their own numbers, which end below this one.
@@ -155,7 +157,7 @@ def privileged_optimum(experiment: Experiment) -> Evaluated:
   A linear policy of the observation and the hidden state, free to go anywhere,
   ascends the true return from the baseline policy.
   """
-  policy = linear_policy(experiment.world, experiment.es, 2.0)
+  policy = linear_policy(experiment.world, experiment.baseline_action, 2.0)
   best = search_linear(
     experiment,
     experiment.keys["oracle"],

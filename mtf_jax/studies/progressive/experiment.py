@@ -50,7 +50,8 @@ class Experiment(NamedTuple):
   world: with its population cut, rewards as they are.
   evaluation_world: the same world for `evaluate`.
   table: `expected_rewards(evaluation_world)`.
-  es: `[A]` action of the evolution strategy, the baseline policy.
+  baseline_action: `[A]` the baseline policy: one action, of the evolution
+    strategy.
   normalization: of the observations, around it.
   study_learner: of `make_study_learner`.
   start: the learner's state with the baseline policy in service.
@@ -63,7 +64,7 @@ class Experiment(NamedTuple):
   world: World
   evaluation_world: World
   table: ExpectedRewards
-  es: jax.Array
+  baseline_action: jax.Array
   normalization: Normalization
   study_learner: StudyLearner
   start: Any
@@ -299,7 +300,7 @@ def assemble(
     world=world,
     evaluation_world=jax.vmap(evaluation_world)(world),
     table=None,
-    es=jnp.zeros((len(seeds), world.num_actions), jnp.float32),
+    baseline_action=jnp.zeros((len(seeds), world.num_actions), jnp.float32),
     normalization=Normalization(features, features),
     study_learner=study_learner,
     start=None,
@@ -326,7 +327,7 @@ def with_study_learner(
     tuple(sorted(config.train.hyperparams.items())),
     experiment.keys["network"],
     experiment.normalization,
-    experiment.es,
+    experiment.baseline_action,
     experiment.world.group_weights.shape[1],
   )
   return experiment._replace(

@@ -48,7 +48,9 @@ def _lower_search(experiment: experiment_lib.Experiment, table: Any) -> Any:
       rng_key, world, own, policy, effort, config.max_requests, observe_fn
     )
 
-  policy = jax.eval_shape(jax.vmap(start), experiment.world, experiment.es)
+  policy = jax.eval_shape(
+    jax.vmap(start), experiment.world, experiment.baseline_action
+  )
   return jax.jit(jax.vmap(search)).lower(
     experiment.keys["search"], experiment.world, table, policy
   )
