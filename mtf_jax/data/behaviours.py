@@ -14,7 +14,10 @@ BEHAVIOURS = (
   "forward",
   "hate",
 )
+INDEX = {name: n for n, name in enumerate(BEHAVIOURS)}
 INTERACTIONS = BEHAVIOURS[5:]
+# Any of them is what the task `interaction` predicts.
+POSITIVE_INTERACTIONS = ("like", "comment", "follow", "forward")
 VALID_SECONDS = 10.0  # UnifiedRL: a video played for more than 10 s
 CLICK_SECONDS = 7.0  # KuaiRand's recording rule, or the whole video
 LONG_VIEW_SECONDS = 18.0  # KuaiRand's recording rule, or the whole video

@@ -17,6 +17,7 @@ import numpy as np
 
 from mtf_jax.data.behaviours import (
   BEHAVIOURS,
+  INDEX,
   INTERACTIONS,
   PICTURE_SECONDS,
   TASKS,
@@ -34,7 +35,6 @@ from mtf_jax.worlds.satisfaction import Satisfaction
 from mtf_jax.worlds.scores import ScoreTables
 from mtf_jax.worlds.world import World, default_group_weights
 
-_B = {name: n for n, name in enumerate(BEHAVIOURS)}
 _CHUNK = 256  # users a block of the retrieval holds in memory
 
 
@@ -144,13 +144,15 @@ def make_satisfaction(
   for name, base in _BASE_TASTE.items():
     z = 0.0 if name == "hate" else lean.get(name, tastes.social)
     # Divided by the mean of the lognormal: the average taste stays the base.
-    taste[:, _B[name]] = base * np.exp(taste_spread * z - taste_spread**2 / 2)
+    taste[:, INDEX[name]] = base * np.exp(
+      taste_spread * z - taste_spread**2 / 2
+    )
   like = np.asarray(response.item_interaction)[:, INTERACTIONS.index("like")]
   excess = _standardise(response.item_interest) - _standardise(like)
   evening = np.zeros(len(BEHAVIOURS), np.float32)
-  evening[_B["long_view"]], evening[_B["finish"]] = 0.3, -0.3
+  evening[INDEX["long_view"]], evening[INDEX["finish"]] = 0.3, -0.3
   regretted = np.zeros(len(BEHAVIOURS), np.float32)
-  regretted[_B["click"]] = 1.0
+  regretted[INDEX["click"]] = 1.0
   return Satisfaction(
     taste=jnp.asarray(taste),
     evening_taste=jnp.asarray(evening),
@@ -254,8 +256,8 @@ TARGET_LOG_DURATION = 4.17  # mean of log seconds, pictures as 60 s
 # KuaiRand's random exposure: clicks 2.56 times rarer than in the standard log
 # (.1762 against .4512), any interaction 3.8 times (.0056 against .0214).
 _RANDOM_RATES = np.full(len(BEHAVIOURS), 0.5)
-_RANDOM_RATES[_B["click"]] = TARGET_RATES["click"] / 2.56
-_RANDOM_RATES[_B["like"]] = TARGET_RATES["like"] / 3.8
+_RANDOM_RATES[INDEX["click"]] = TARGET_RATES["click"] / 2.56
+_RANDOM_RATES[INDEX["like"]] = TARGET_RATES["like"] / 3.8
 _RANDOM_PAIRS = 8192
 _SHIFTED = np.array([name != "hate" for name in INTERACTIONS], np.float32)
 
@@ -400,9 +402,9 @@ def calibrate(
     )
     # How much worse than the slates random pairs are, against what is published.
     excess = _log_odds(shown.random_rates) - _log_odds(_RANDOM_RATES)
-    random_click, like = excess[_B["click"]], excess[_B["like"]]
+    random_click, like = excess[INDEX["click"]], excess[INDEX["like"]]
     click = _log_odds(TARGET_RATES["click"]) - _log_odds(
-      shown.rates[_B["click"]]
+      shown.rates[INDEX["click"]]
     )
     power = world.fusion_spec.power_base
     longer = jnp.clip(shown.log_duration - TARGET_LOG_DURATION, -0.5, 0.5)

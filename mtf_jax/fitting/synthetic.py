@@ -13,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data.behaviours import BEHAVIOURS, INTERACTIONS, TASKS
+from mtf_jax.data.behaviours import (
+  INDEX,
+  INTERACTIONS,
+  POSITIVE_INTERACTIONS,
+  TASKS,
+)
 from mtf_jax.fitting import build
 from mtf_jax.fitting.population import synthetic_response
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.scores import ScoreTables, encode_scores
 from mtf_jax.worlds.world import World
-
-_B = {name: n for n, name in enumerate(BEHAVIOURS)}
 
 
 class Size(NamedTuple):
@@ -103,20 +106,18 @@ def _reference_logits(response: ResponseModel) -> tuple[np.ndarray, np.ndarray]:
       items,
       batch_size=512,
     )
-    interactions = jnp.asarray(
-      [_B[n] for n in ("like", "comment", "follow", "forward")]
-    )
+    interactions = jnp.asarray([INDEX[name] for name in POSITIVE_INTERACTIONS])
     any_interaction = jnp.sum(expected[:, interactions], axis=1)
     probability = {
-      "valid": expected[:, _B["valid"]],
-      "finish": expected[:, _B["finish"]],
+      "valid": expected[:, INDEX["valid"]],
+      "finish": expected[:, INDEX["finish"]],
       "interaction": any_interaction,
-      "long_view": expected[:, _B["long_view"]],
+      "long_view": expected[:, INDEX["long_view"]],
     }
     columns = []
     for task in TASKS:
       if task == "watch_time":
-        columns.append(jnp.log(expected[:, _B["play_seconds"]]))
+        columns.append(jnp.log(expected[:, INDEX["play_seconds"]]))
       else:
         p = jnp.clip(probability[task], 1e-5, 1.0 - 1e-5)
         columns.append(jnp.log(p) - jnp.log1p(-p))

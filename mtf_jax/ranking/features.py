@@ -27,7 +27,9 @@ def labels(log: kuairand.ImpressionLog) -> dict[str, np.ndarray]:
   like, comment, follow and forward; `log_play` is log1p of the play seconds.
   """
   play, duration = log.play_seconds, log.duration
-  interaction = (log.like + log.comment + log.follow + log.forward) > 0
+  interaction = (
+    sum(getattr(log, name) for name in behaviours.POSITIVE_INTERACTIONS) > 0
+  )
   columns = {
     "valid": play > behaviours.VALID_SECONDS,
     "finish": play >= duration,

@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mtf_jax.data import behaviours
+from mtf_jax.data.behaviours import INDEX, POSITIVE_INTERACTIONS
 from mtf_jax.kernels import fusion
 from mtf_jax.kernels.rewards import list_reward
 from mtf_jax.worlds import noise
@@ -26,9 +26,6 @@ from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds import satisfaction as satisfaction_lib
 from mtf_jax.worlds.scores import lookup_scores
 from mtf_jax.worlds.world import SESSION_FEATURES, World
-
-_B = {name: n for n, name in enumerate(behaviours.BEHAVIOURS)}
-
 
 # Column of the counter-based noise that decides leaving; above any candidate.
 _LEAVE_COUNTER = noise.COUNTERS_PER_REQUEST - 1
@@ -174,18 +171,16 @@ def candidate_slots(world: World, state: SessionState) -> jax.Array:
 def _statistics(feedback: jax.Array) -> jax.Array:
   """Sums of a slate's feedback that the session statistics keep, `[6]`."""
   interaction = jnp.max(
-    feedback[
-      :, jnp.asarray([_B["like"], _B["comment"], _B["follow"], _B["forward"]])
-    ],
+    feedback[:, jnp.asarray([INDEX[name] for name in POSITIVE_INTERACTIONS])],
     axis=1,
   )
   columns = [
-    feedback[:, _B["click"]],
-    feedback[:, _B["valid"]],
-    feedback[:, _B["long_view"]],
-    feedback[:, _B["finish"]],
+    feedback[:, INDEX["click"]],
+    feedback[:, INDEX["valid"]],
+    feedback[:, INDEX["long_view"]],
+    feedback[:, INDEX["finish"]],
     interaction,
-    jnp.log1p(feedback[:, _B["play_seconds"]]) / 4.0,
+    jnp.log1p(feedback[:, INDEX["play_seconds"]]) / 4.0,
   ]
   return jnp.stack([jnp.sum(column) for column in columns])
 

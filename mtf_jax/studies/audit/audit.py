@@ -17,7 +17,12 @@ import numpy as np
 from absl import logging
 
 from mtf_jax import policies
-from mtf_jax.data.behaviours import BEHAVIOURS, TASKS
+from mtf_jax.data.behaviours import (
+  BEHAVIOURS,
+  INDEX,
+  POSITIVE_INTERACTIONS,
+  TASKS,
+)
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.oracle import LinearPolicy
@@ -25,7 +30,6 @@ from mtf_jax.evaluation.statistics import Gain
 from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.audit.effort import Effort
 from mtf_jax.studies.audit.marginals import (
-  _B,
   describe,
   load_reference,
   marginal_errors,
@@ -72,12 +76,13 @@ def ranking_gain(
   user = rng.choice(np.asarray(world.population), num_pairs)
   item = rng.integers(0, world.response.num_items, num_pairs)
   random = respond_to(world.response, user, item).mean(axis=0)
-  columns = [_B[name] for name in ("like", "comment", "follow", "forward")]
+  columns = [INDEX[name] for name in POSITIVE_INTERACTIONS]
   shown = sum(found["rates"][BEHAVIOURS[n]] for n in columns)
   return {
-    "ranking_gain_click": found["rates"]["click"] / float(random[_B["click"]]),
+    "ranking_gain_click": found["rates"]["click"]
+    / float(random[INDEX["click"]]),
     "ranking_gain_interaction": shown / float(random[columns].sum()),
-    "random_click": float(random[_B["click"]]),
+    "random_click": float(random[INDEX["click"]]),
   }
 
 

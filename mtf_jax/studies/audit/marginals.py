@@ -13,12 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data.behaviours import BEHAVIOURS, PICTURE_SECONDS
+from mtf_jax.data.behaviours import BEHAVIOURS, INDEX, PICTURE_SECONDS
 from mtf_jax.io import write_json
 from mtf_jax.worlds import response as response_lib
-
-_B = {name: n for n, name in enumerate(BEHAVIOURS)}
-
 
 _BINARY = tuple(name for name in BEHAVIOURS if name != "play_seconds")
 
@@ -62,8 +59,8 @@ def describe(
     correlation of clicks and likes by user and by item.
   """
   num_rows = len(feedback)
-  play = feedback[:, _B["play_seconds"]]
-  binary = {name: feedback[:, _B[name]] > 0 for name in _BINARY}
+  play = feedback[:, INDEX["play_seconds"]]
+  binary = {name: feedback[:, INDEX[name]] > 0 for name in _BINARY}
   rates = {name: float(event.mean()) for name, event in binary.items()}
   unit = np.where(np.isinf(duration), PICTURE_SECONDS, duration)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax.data.behaviours import BEHAVIOURS
+from mtf_jax.data.behaviours import BEHAVIOURS, INDEX
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.learners.es import Search
@@ -16,15 +16,13 @@ from mtf_jax.worlds import returns as returns_lib
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-_B = {name: n for n, name in enumerate(BEHAVIOURS)}
-
 
 def _facts(num_rows=4000, click=0.5, seed=0):
   rng = np.random.default_rng(seed)
   feedback = (rng.random((num_rows, len(BEHAVIOURS))) < 0.3).astype(np.float32)
-  feedback[:, _B["click"]] = rng.random(num_rows) < click
-  feedback[:, _B["long_view"]] = feedback[:, _B["click"]]
-  feedback[:, _B["play_seconds"]] = np.linspace(0, 100, num_rows)
+  feedback[:, INDEX["click"]] = rng.random(num_rows) < click
+  feedback[:, INDEX["long_view"]] = feedback[:, INDEX["click"]]
+  feedback[:, INDEX["play_seconds"]] = np.linspace(0, 100, num_rows)
   user = np.arange(num_rows) // 40
   duration = np.full(num_rows, 60.0)
   duration[0] = np.inf
