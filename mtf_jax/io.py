@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and digests of arrays.
+"""Files that appear whole or not at all, digests of arrays, refusals of input.
 
 What the package writes goes through here, with two exceptions: checkpoints are
 Orbax's, and a run's metrics are appended to their file row by row
@@ -14,6 +14,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+
+
+class InputError(ValueError):
+  """A file, folder or setting that a user gave cannot be used.
+
+  Its message is one sentence that names the file (or setting), what was found
+  and what was expected. Launchers print it without a traceback; any other
+  exception is a fault of the package.
+  """
 
 
 @contextlib.contextmanager
