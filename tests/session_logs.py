@@ -30,7 +30,7 @@ def log_of(
     bootstrap_only = np.zeros(num_rows, bool)
   centre = np.broadcast_to(np.asarray(centre, np.float32), action.shape)
   width = np.float32(half_width)
-  return SessionLog(
+  log = SessionLog(
     observation=observation,
     action=action,
     box=ActionBox(lower=centre - width, upper=centre + width),
@@ -39,9 +39,28 @@ def log_of(
     reward=reward,
     feedback=np.zeros((num_rows, 2), np.float32),
     terminal=np.asarray(terminal),
-    bootstrap_only=np.asarray(bootstrap_only),
+    bootstrap_only=np.zeros(num_rows, bool),
     session_id=(row // session_length).astype(np.int32),
     step=step.astype(np.int32),
+  )
+  return observation_only(log, np.asarray(bootstrap_only))
+
+
+def observation_only(log, rows):
+  """The log with `rows` bool `[N]` that hold what follows a cut, no more."""
+
+  def emptied(array):
+    return np.where(rows.reshape(-1, *[1] * (array.ndim - 1)), 0, array).astype(
+      array.dtype
+    )
+
+  return log._replace(
+    bootstrap_only=rows,
+    action=emptied(log.action),
+    log_prob=emptied(log.log_prob),
+    exploration_held=emptied(log.exploration_held),
+    reward=emptied(log.reward),
+    feedback=emptied(log.feedback),
   )
 
 

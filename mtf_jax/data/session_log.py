@@ -9,17 +9,25 @@ Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
 import numpy as np
 
-from mtf_jax.io import digest, replacing
+from mtf_jax.arrays import check_fields
+from mtf_jax.io import (
+  InputError,
+  as_array,
+  digest,
+  json_text,
+  replacing,
+)
 from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.npz import Npz, open_npz, save_npz
 
-SCHEMA_VERSION = 2
+# 2: `exploration_held`. 3: a digest of the whole.
+SCHEMA_VERSION = 3
 
 
 class SessionLog(NamedTuple):
@@ -81,43 +89,39 @@ _FIELDS = {
 # Flat name -> (first schema version with it, value in files of earlier ones).
 # Before version 2 no file said whether exploration was held.
 _ADDED = {"exploration_held": (2, False)}
-
+# Fields that are 0 where a row holds only an observation and a box.
+_EMPTY_IN_EXTRA_ROWS = (
+  "action",
+  "log_prob",
+  "exploration_held",
+  "reward",
+  "feedback",
+)
 
 _HEADER = "header"
+_DIGEST = "digest"
+_EXPECTED = "a session file (.npz)"
 
 
 def _flatten(log: SessionLog) -> dict[str, np.ndarray]:
+  for name, value, kind in (
+    ("log", log, SessionLog),
+    ("box", getattr(log, "box", None), ActionBox),
+  ):
+    if not isinstance(value, kind):
+      raise InputError(
+        f"{name}: expected a value of type {kind.__name__}, found"
+        f" {type(value).__name__}."
+      )
   flat = {**log._asdict(), "box_lower": log.box.lower}
   flat["box_upper"] = log.box.upper
-  return {name: np.asarray(flat[name]) for name in _FIELDS}
+  return {name: as_array(flat[name], name) for name in _FIELDS}
 
 
 def _unflatten(flat: Mapping[str, np.ndarray]) -> SessionLog:
   fields = {name: flat[name] for name in SessionLog._fields if name != "box"}
   box = ActionBox(lower=flat["box_lower"], upper=flat["box_upper"])
   return SessionLog(box=box, **fields)
-
-
-def _check_shapes(flat: Mapping[str, np.ndarray]) -> None:
-  sizes: dict[str, int] = {}
-  for name, (dtype, letters) in _FIELDS.items():
-    array, described = flat[name], f"[{', '.join(letters)}]"
-    if array.dtype != dtype:
-      raise ValueError(
-        f"{name}: expected {np.dtype(dtype).name}, found {array.dtype.name}."
-      )
-    if array.ndim != len(letters):
-      raise ValueError(
-        f"{name}: expected shape {described}, found {array.shape}."
-      )
-    for letter, size in zip(letters, array.shape, strict=True):
-      if sizes.setdefault(letter, size) != size:
-        raise ValueError(
-          f"{name}: expected shape {described} with {letter} ="
-          f" {sizes[letter]}, found {array.shape}."
-        )
-      if not size:
-        raise ValueError(f"{name}: expected no empty axis, found {letter} = 0.")
 
 
 def validate(log: SessionLog) -> None:
@@ -127,25 +131,35 @@ def validate(log: SessionLog) -> None:
     log: rows of logged sessions.
 
   Raises:
-    ValueError: a wrong dtype or shape, or rows that break the schema. All
-      kinds of bad rows are named in one message, each with its count and first
-      row: values that are not finite, inverted boxes, actions outside their
-      own box, sessions whose rows are not consecutive, steps out of order, and
-      end flags before the end of a session.
+    InputError: a field that is no array, has a mask, a wrong dtype or shape,
+      or rows that break the schema. All kinds of bad rows are named in one
+      message, each with its count and first row: values that are not finite,
+      inverted boxes, actions outside their own box, sessions whose rows are
+      not consecutive, steps out of order, end flags before the end of a
+      session, and `bootstrap_only` rows with more than they may have.
   """
   flat = _flatten(log)
-  _check_shapes(flat)
+  check_fields(flat, _FIELDS, {})
   num_rows = flat["terminal"].shape[0]
-  bad: dict[str, np.ndarray] = {}
+  found = []
+
+  def note(what: str, bad: np.ndarray) -> None:
+    # Asked of the whole first: sums over short axes are slow.
+    if bad.any():
+      rows = bad.reshape(num_rows, -1).any(axis=1)
+      found.append(
+        f"{what}: {int(rows.sum())} of {num_rows} rows, first row"
+        f" {int(np.argmax(rows))}"
+      )
+
   for name, (dtype, _) in _FIELDS.items():
     if dtype is np.float32:
-      finite = np.isfinite(flat[name]).reshape(num_rows, -1)
-      bad[f"{name} not finite"] = ~finite.all(axis=1)
+      note(f"{name} not finite", ~np.isfinite(flat[name]))
   action, lower, upper = flat["action"], flat["box_lower"], flat["box_upper"]
-  logged = ~flat["bootstrap_only"]
-  bad["box.lower above box.upper"] = np.any(lower > upper, axis=1)
+  extra = flat["bootstrap_only"]
+  note("box.lower above box.upper", lower > upper)
   outside = (action < lower) | (action > upper)
-  bad["action outside its own box"] = outside.any(axis=1) & logged
+  note("action outside its own box", outside & ~extra[:, None])
 
   session_id, step = flat["session_id"], flat["step"]
   first = np.ones(num_rows, bool)
@@ -158,22 +172,22 @@ def validate(log: SessionLog) -> None:
   again[seen_first] = False
   reopened = np.zeros(num_rows, bool)
   reopened[block_row[again]] = True
-  bad["session_id of an earlier, closed session"] = reopened
+  note("session_id of an earlier, closed session", reopened)
   expected = np.arange(num_rows) - block_row[np.cumsum(first) - 1]
-  bad["step not counting from 0 by 1"] = step != expected
-  bad["terminal before the session's last row"] = flat["terminal"] & ~last
+  note("step not counting from 0 by 1", step != expected)
+  note("terminal before the session's last row", flat["terminal"] & ~last)
   misplaced = ~last | first | flat["terminal"]
-  bad["bootstrap_only not after a cut session's last request"] = (
-    flat["bootstrap_only"] & misplaced
+  note(
+    "bootstrap_only not after a cut session's last request", extra & misplaced
   )
-  found = [
-    f"{what}: {int(rows.sum())} of {num_rows} rows, first row"
-    f" {int(np.argmax(rows))}"
-    for what, rows in bad.items()
-    if rows.any()
-  ]
+  (extra_row,) = np.nonzero(extra)
+  for name in _EMPTY_IN_EXTRA_ROWS:
+    values = flat[name][extra_row] != 0
+    used = np.zeros(num_rows, bool)
+    used[extra_row] = values.any(axis=tuple(range(1, values.ndim)))
+    note(f"{name} not 0 beside bootstrap_only", used)
   if found:
-    raise ValueError(f"log: expected valid rows, found {'; '.join(found)}.")
+    raise InputError(f"log: expected valid rows, found {'; '.join(found)}.")
 
 
 def fingerprint(log: SessionLog) -> str:
@@ -194,15 +208,17 @@ def save_sessions(
     metadata: where the log comes from, such as `{"world": fingerprint}`.
 
   Raises:
-    ValueError: the log is not valid.
+    InputError: the log is not valid, or the metadata holds more than texts.
     OSError: the file could not be written; an earlier file is untouched.
   """
   validate(log)
-  header = {"schema_version": SCHEMA_VERSION, "metadata": dict(metadata or {})}
-  # A JSON string is a plain unicode array: no pickle on either side.
-  arrays: dict[str, Any] = {**_flatten(log), _HEADER: json.dumps(header)}
+  metadata = dict(metadata or {})
+  _check_metadata(metadata)
+  header = json_text({"schema_version": SCHEMA_VERSION, "metadata": metadata})
+  # A string is a plain unicode array: no pickle on either side.
+  arrays = {**_flatten(log), _HEADER: np.asarray(header)}
   with replacing(path) as file:
-    np.savez(file, **arrays)
+    save_npz(file, arrays, digest_name=_DIGEST)
 
 
 def load_sessions(
@@ -210,7 +226,9 @@ def load_sessions(
 ) -> tuple[SessionLog, dict[str, str]]:
   """Reads and checks a log that `save_sessions` wrote.
 
-  Files of earlier schema versions are read too: version 1 does not know
+  A digest covers arrays and header, see `Npz.digest`. Files of earlier schema
+  versions have none and are read too: what the archive says of sizes must
+  agree, and every array's checksum hold. Version 1 does not know
   `exploration_held`, which is then False.
 
   Args:
@@ -220,56 +238,78 @@ def load_sessions(
     The log as NumPy arrays, and the metadata saved with it.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is damaged, of an unknown schema version, lacks or adds
-      a field, or its rows break the schema (see `validate`).
+    InputError: the file is missing, of another kind, damaged, of an unknown
+      schema version, lacks or adds a field, or its rows break the schema (see
+      `validate`). Types, shapes and sizes are refused before memory is taken.
   """
+  with open_npz(path, _EXPECTED) as archive:
+    version, metadata = _read_header(archive)
+    later = {name for name, (since, _) in _ADDED.items() if version < since}
+    digested = version >= 3
+    own = {_HEADER, _DIGEST} if digested else {_HEADER}
+    _check_names(set(archive.names), (_FIELDS.keys() - later) | own)
+    fields = {n: kind for n, kind in _FIELDS.items() if n not in later}
+    check_fields({name: archive.layout(name) for name in fields}, fields, {})
+    if digested:
+      found = archive.digest([*fields, _HEADER])
+      expected = archive.text(_DIGEST)
+      if found != expected:
+        raise InputError(
+          f"expected the digest {expected[:64]}, found {found}; the file is"
+          " damaged."
+        )
+    # Each must keep the checksum that the digest is of.
+    flat = {name: archive.read(name) for name in fields}
+    for name in later:
+      flat[name] = np.full(flat["terminal"].shape, _ADDED[name][1])
+    log = _unflatten(flat)
+    validate(log)
+  return log, metadata
+
+
+def _read_header(archive: Npz) -> tuple[int, dict[str, str]]:
+  """Schema version and metadata."""
+  what = "a header with schema_version and metadata"
+  if _HEADER not in archive.names:
+    raise InputError(f"expected {what}, found none.")
+  text = archive.text(_HEADER)
   try:
-    # Opened here: NumPy leaves its own file open when it cannot read it.
-    with (
-      open(path, "rb") as file,
-      np.load(file, allow_pickle=False) as archive,
-    ):
-      flat = {name: archive[name] for name in archive.files}
-  except FileNotFoundError:
-    raise
-  except (
-    # TypeError: an .npy file gives an array, which is no archive.
-    TypeError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    OSError,
-  ) as error:
-    raise ValueError(
-      f"{path}: expected an .npz file of logged sessions, found a file that"
-      f" cannot be read ({error})."
-    ) from error
-  try:
-    header = json.loads(str(flat.pop(_HEADER)))
-    version, metadata = header["schema_version"], header["metadata"]
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(
-      f"{path}: expected a header with schema_version and metadata, found none."
-    ) from error
-  if version not in range(1, SCHEMA_VERSION + 1):
-    raise ValueError(
-      f"{path}: expected schema version 1 to {SCHEMA_VERSION}, found {version}."
+    header = json.loads(text)
+    version = header["schema_version"]
+  except (KeyError, TypeError, ValueError, RecursionError) as error:
+    raise InputError(f"expected {what}, found {text[:60]!r}.") from error
+  # `True` is 1 to Python.
+  if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+    raise InputError(
+      f"expected schema version 1 to {SCHEMA_VERSION}, found"
+      f" {str(version)[:60]}."
     )
-  later = {name for name, (since, _) in _ADDED.items() if version < since}
-  expected = _FIELDS.keys() - later
-  if flat.keys() != expected:
-    missing = sorted(expected - flat.keys())
-    unknown = sorted(flat.keys() - expected)
-    raise ValueError(
-      f"{path}: expected the fields of SessionLog, found {missing} missing and"
+  if header.keys() != {"schema_version", "metadata"}:
+    raise InputError(f"expected {what}, found {text[:200]!r}.")
+  _check_metadata(header["metadata"])
+  return version, header["metadata"]
+
+
+def _check_metadata(metadata: Any) -> None:
+  if not isinstance(metadata, dict):
+    raise InputError(
+      "metadata: expected texts by name, found"
+      f" {'null' if metadata is None else type(metadata).__name__}."
+    )
+  for name, value in metadata.items():
+    if not isinstance(name, str) or not isinstance(value, str):
+      raise InputError(
+        f"metadata: expected texts by name, found {str(name)[:60]!r} with a"
+        f" value of type {type(value).__name__}."
+      )
+
+
+def _check_names(found: set[str], expected: set[str]) -> None:
+  if found != expected:
+    missing = sorted(expected - found)
+    # Anybody may have chosen the others.
+    unknown = [name[:60] for name in sorted(found - expected)[:10]]
+    raise InputError(
+      f"expected the fields of SessionLog, found {missing} missing and"
       f" {unknown} unknown."
     )
-  for name in later:
-    flat[name] = np.full(flat["terminal"].shape, _ADDED[name][1])
-  log = _unflatten(flat)
-  try:
-    validate(log)
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
-  return log, metadata

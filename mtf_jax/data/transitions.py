@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.session_log import SessionLog
+from mtf_jax.io import InputError, as_array
 from mtf_jax.kernels.exploration import ActionBox
 
 
@@ -106,13 +107,23 @@ def rows_from(log: SessionLog, valid: chex.Array | None = None) -> Rows:
 
   Returns:
     The rows.
+
+  Raises:
+    InputError: an array with masked values, which would be taken for values.
   """
   if valid is None:
     valid = np.ones(np.shape(log.terminal), bool)
   fields: dict[str, Any] = {
     name: getattr(log, name) for name in Rows._fields if name != "valid"
   }
-  return jax.tree.map(jnp.asarray, Rows(**fields, valid=jnp.asarray(valid)))
+  fields["valid"] = valid
+
+  def on_device(path: Any, array: chex.Array) -> jax.Array:
+    if isinstance(array, np.ma.MaskedArray):
+      array = as_array(array, jax.tree_util.keystr(path).removeprefix("."))
+    return jnp.asarray(array)
+
+  return jax.tree_util.tree_map_with_path(on_device, Rows(**fields))
 
 
 def dataset_from(
@@ -149,12 +160,12 @@ def dataset_from(
     transition starts from, are never drawn.
 
   Raises:
-    ValueError: `cut` is none of `CUTS`, or `num_steps` is below 1.
+    InputError: `cut` is none of `CUTS`, or `num_steps` is below 1.
   """
   if cut not in CUTS:
-    raise ValueError(f"cut: expected one of {', '.join(CUTS)}, found {cut!r}.")
+    raise InputError(f"cut: expected one of {', '.join(CUTS)}, found {cut!r}.")
   if num_steps < 1:
-    raise ValueError(f"num_steps: expected 1 or more, found {num_steps}.")
+    raise InputError(f"num_steps: expected 1 or more, found {num_steps}.")
   # What is only handed on stays outside jit, which would copy it.
   weight, next_row, start_row, num_transitions = _one_step(
     rows.terminal, rows.bootstrap_only, rows.step, rows.valid, cut
@@ -266,13 +277,13 @@ def device_dataset(
     The dataset.
 
   Raises:
-    ValueError: as `dataset_from`, or the log has no transition.
+    InputError: as `rows_from` and `dataset_from`, or the log has no transition.
   """
   dataset = dataset_from(
     rows_from(log), cut=cut, num_steps=num_steps, discount=discount
   )
   if not dataset.num_transitions:
-    raise ValueError(
+    raise InputError(
       "log: expected at least one transition, found none in"
       f" {dataset.discount.shape[0]} rows."
     )

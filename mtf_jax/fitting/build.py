@@ -23,6 +23,7 @@ from mtf_jax.data.behaviours import (
   TASKS,
 )
 from mtf_jax.fitting.population import load_population
+from mtf_jax.io import InputError
 from mtf_jax.kernels.fusion import FusionSpec
 from mtf_jax.policies import fixed_action
 from mtf_jax.worlds import env
@@ -74,6 +75,15 @@ _BASE_TASTE = {
 }
 
 
+def check_pool_size(pool_size: int, num_items: int) -> None:
+  """Refuses a pool that is no power of two or larger than the catalogue."""
+  if pool_size < 1 or pool_size & (pool_size - 1) or pool_size > num_items:
+    raise InputError(
+      "pool_size: expected a power of two of at most the number of items"
+      f" {num_items}, found {pool_size}."
+    )
+
+
 def make_pool(
   response: ResponseModel, retrieval: Retrieval, rng: np.random.Generator
 ) -> np.ndarray:
@@ -90,14 +100,10 @@ def make_pool(
     uint16 `[U, P]` item indices, int32 if there are more than 65,536 items.
 
   Raises:
-    ValueError: the pool is no power of two or larger than the catalogue.
+    InputError: the pool is no power of two or larger than the catalogue.
   """
   size, num_items = retrieval.pool_size, response.num_items
-  if size < 1 or size & (size - 1) or size > num_items:
-    raise ValueError(
-      "pool_size: expected a power of two of at most the number of items"
-      f" {num_items}, found {size}."
-    )
+  check_pool_size(size, num_items)
   interest = jax.jit(jax.vmap(response_lib.interest, in_axes=(None, 0, None)))
   items = jnp.arange(num_items, dtype=jnp.int32)
   blocks = []
@@ -202,7 +208,8 @@ def make_world(
     The world under the default leaving model, not calibrated.
 
   Raises:
-    ValueError: sizes that do not fit together.
+    InputError: slates, candidates and pools that do not fit together.
+    ValueError: arrays that do not.
   """
   num_users, num_items = response.num_users, response.num_items
   expected = {
@@ -215,7 +222,7 @@ def make_world(
     if found != shape:
       raise ValueError(f"{field}: expected shape {shape}, found {found}.")
   if not 1 <= slate_size <= num_candidates <= np.shape(pool)[1]:
-    raise ValueError(
+    raise InputError(
       "slate_size, num_candidates, pool: expected slate_size <= num_candidates"
       f" <= pool size, found {slate_size}, {num_candidates},"
       f" {np.shape(pool)[1]}."
@@ -266,22 +273,38 @@ _SHIFTED = np.array([name != "hate" for name in INTERACTIONS], np.float32)
 ADAPTATION = 0.8
 
 
-class _Shown(NamedTuple):
-  """Moments of what the default weights show; see `_default_slates`."""
+class _Slates(NamedTuple):
+  """What the default weights show, `[U, T, L, ...]`; see `_default_slates`.
 
-  interest_mean: jax.Array
-  interest_std: jax.Array
+  interest, log_duration: of the shown items.
+  satisfaction, used_to: sampled, and expected apart from the hour.
+  expected: `[U, T, L, E]` expected behaviours.
+  random: `[_RANDOM_PAIRS, E]` the same for random users and items.
+  """
+
+  interest: jax.Array
   log_duration: jax.Array
-  satisfaction_by_user: jax.Array
-  satisfaction_std: jax.Array
-  rates: jax.Array
-  random_rates: jax.Array
+  satisfaction: jax.Array
+  used_to: jax.Array
+  expected: jax.Array
+  random: jax.Array
+
+
+class _Shown(NamedTuple):
+  """Moments of `_Slates` over users as often as they open sessions, float64."""
+
+  interest_std: np.ndarray
+  log_duration: np.ndarray
+  satisfaction_by_user: np.ndarray
+  satisfaction_std: np.ndarray
+  rates: np.ndarray
+  random_rates: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames="max_requests")
 def _default_slates(
   rng_key: jax.Array, world: World, max_requests: int
-) -> _Shown:
+) -> _Slates:
   """Shows every user the first slates of a session that nobody leaves."""
   num_users = world.pool.shape[0]
   action = jnp.zeros((world.num_actions,), jnp.float32)
@@ -320,13 +343,6 @@ def _default_slates(
   interest, duration, satisfaction, used_to, expected = jax.lax.map(
     lambda pair: one(*pair), (keys, users), batch_size=512
   )
-  # Users weigh as often as they open sessions.
-  weight = jnp.zeros((num_users,), jnp.float32).at[world.population].add(1.0)
-  weight = weight / jnp.sum(weight)
-
-  def mean(values):
-    return jnp.sum(weight * jnp.mean(values.reshape(num_users, -1), axis=1))
-
   pair_key, item_key = jax.random.split(jax.random.fold_in(rng_key, 1))
   random_users = jax.random.choice(pair_key, world.population, (_RANDOM_PAIRS,))
   random_items = jax.random.randint(
@@ -337,16 +353,37 @@ def _default_slates(
     (random_users, random_items),
     batch_size=512,
   )
-  interest_mean, center = mean(interest), mean(satisfaction)
-  rates = jnp.sum(weight[:, None] * jnp.mean(expected, axis=(1, 2)), axis=0)
+  return _Slates(interest, duration, satisfaction, used_to, expected, random)
+
+
+def _moments(slates: _Slates, population: np.ndarray) -> _Shown:
+  """Means and deviations, in NumPy.
+
+  XLA splits a sum over users between as many threads as the machine has cores,
+  and so rounds it differently; a world must not depend on that.
+  """
+  interest, log_duration, satisfaction, used_to, expected, random = (
+    np.asarray(part, np.float64) for part in slates
+  )
+  num_users = len(interest)
+  # Users weigh as often as they open sessions.
+  weight = np.bincount(population, minlength=num_users) / len(population)
+
+  def mean(values):
+    by_user = values.reshape(num_users, -1).mean(axis=1)
+    return (weight * by_user).sum()
+
+  def std(values):
+    return np.sqrt(mean(np.square(values - mean(values))))
+
+  by_user = expected.mean(axis=(1, 2))
   return _Shown(
-    interest_mean=interest_mean,
-    interest_std=jnp.sqrt(mean(jnp.square(interest - interest_mean))),
-    log_duration=mean(duration),
-    satisfaction_by_user=jnp.mean(used_to, axis=(1, 2)),
-    satisfaction_std=jnp.sqrt(mean(jnp.square(satisfaction - center))),
-    rates=rates,
-    random_rates=jnp.mean(random, axis=0),
+    interest_std=std(interest),
+    log_duration=mean(log_duration),
+    satisfaction_by_user=used_to.mean(axis=(1, 2)),
+    satisfaction_std=std(satisfaction),
+    rates=(weight[:, None] * by_user).sum(axis=0),
+    random_rates=random.mean(axis=0),
   )
 
 
@@ -396,10 +433,10 @@ def calibrate(
   )
   for n in range(rounds):
     key = jax.random.fold_in(jax.random.key(seed), n)
-    shown = jax.tree.map(np.asarray, _default_slates(key, world, max_requests))
-    gap = jnp.asarray(
-      _log_odds(targets) - _log_odds(shown.rates[first:]), jnp.float32
+    shown = _moments(
+      _default_slates(key, world, max_requests), np.asarray(world.population)
     )
+    gap = _log_odds(targets) - _log_odds(shown.rates[first:])
     # How much worse than the slates random pairs are, against what is published.
     excess = _log_odds(shown.random_rates) - _log_odds(_RANDOM_RATES)
     random_click, like = excess[INDEX["click"]], excess[INDEX["like"]]
@@ -407,29 +444,31 @@ def calibrate(
       shown.rates[INDEX["click"]]
     )
     power = world.fusion_spec.power_base
-    longer = jnp.clip(shown.log_duration - TARGET_LOG_DURATION, -0.5, 0.5)
-    power = power.at[watch_time].multiply(jnp.exp(-longer))
+    longer = np.clip(shown.log_duration - TARGET_LOG_DURATION, -0.5, 0.5)
+    power = power.at[watch_time].multiply(np.float32(np.exp(-longer)))
     world = world.replace(
       fusion_spec=world.fusion_spec._replace(power_base=power)
     )
     response = world.response
     response = response._replace(
       # 0.65 sd of a normal latent are about one unit of log odds.
-      watch_shift=response.watch_shift + 0.65 * click,
+      watch_shift=response.watch_shift + np.float32(0.65 * click),
       reach_scale=response.reach_scale
-      * jnp.exp(jnp.clip(random_click, -0.7, 0.7)),
+      * np.float32(np.exp(np.clip(random_click, -0.7, 0.7))),
       interaction_reach=response.interaction_reach
-      + 0.5 * like * _SHIFTED * jnp.ones_like(response.interaction_reach),
+      + np.float32(0.5 * like) * _SHIFTED,
     )
     if synthetic:
-      residual = np.sqrt(total_variance - float(shown.interest_std) ** 2)
+      residual = np.sqrt(total_variance - shown.interest_std**2)
       response = response._replace(
         residual_scale=jnp.asarray(residual, jnp.float32),
-        interaction_play=response.interaction_play + gap[:, None],
+        interaction_play=response.interaction_play
+        + gap[:, None].astype(np.float32),
       )
     else:
       response = response._replace(
-        interaction_shift=response.interaction_shift + jnp.mean(gap[:4])
+        interaction_shift=response.interaction_shift
+        + np.float32(gap[:4].mean())
       )
     satisfaction = world.satisfaction
     by_user = shown.satisfaction_by_user
@@ -437,8 +476,9 @@ def calibrate(
     world = world.replace(
       response=response,
       satisfaction=satisfaction._replace(
-        center=satisfaction.center + used_to * satisfaction.scale,
-        scale=satisfaction.scale * shown.satisfaction_std,
+        center=satisfaction.center
+        + used_to.astype(np.float32) * satisfaction.scale,
+        scale=satisfaction.scale * np.float32(shown.satisfaction_std),
       ),
     )
   return world

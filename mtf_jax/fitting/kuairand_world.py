@@ -7,11 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from mtf_jax.data import kuairand
 from mtf_jax.data.behaviours import INTERACTIONS, TASKS
 from mtf_jax.fitting import build
-from mtf_jax.fitting.response_fit import fit_response
+from mtf_jax.fitting.response_fit import check_log, fit_response
 from mtf_jax.ranking import features
 from mtf_jax.ranking import ranker as ranker_lib
 from mtf_jax.worlds.response import ResponseModel
@@ -33,7 +34,7 @@ class Fit(NamedTuple):
   world: the calibrated world.
   ranker_metrics: per head, on the later days; see `ranker.evaluate`.
   num_rows: rows of the log without duplicates.
-  num_duplicates: exact duplicates dropped.
+  num_duplicates: repeated impressions dropped.
   """
 
   world: World
@@ -74,7 +75,7 @@ def _tastes(response: ResponseModel, rng: np.random.Generator) -> build.Tastes:
   play = np.asarray(response.user_interest)
 
   def taste(known):
-    known = (known - known.mean()) / max(known.std(), 1e-9)
+    known = (known - known.mean()) / features.spread(known)
     hidden = rng.standard_normal(known.shape)
     return (
       np.sqrt(_TASTE_FROM_LOG) * known + np.sqrt(1 - _TASTE_FROM_LOG) * hidden
@@ -92,6 +93,7 @@ def fit_world(
   num_candidates: int,
   slate_size: int,
   seed: int,
+  max_unknown_share: float = 0.0,
 ) -> Fit:
   """Fits the world to a KuaiRand log folder.
 
@@ -106,20 +108,35 @@ def fit_world(
     num_candidates: candidates of a request.
     slate_size: items shown of them.
     seed: of the fits and of what is drawn.
+    max_unknown_share: share of the rows that may be of unknown users or videos;
+      see `kuairand.iterate_log`.
 
   Returns:
     The world and the figures of the fit.
 
   Raises:
-    ValueError: bad data (see `data.kuairand`) or sizes.
+    InputError: bad data (see `data.kuairand`), a log that is too small for a
+      fit, or sizes that are not its.
   """
   rng = np.random.default_rng(seed)
   catalogue = kuairand.read_catalogue(log_dir)
-  log, duplicates = kuairand.read_log(log_dir, catalogue)
+  build.check_pool_size(pool_size, len(catalogue.video_ids))
+  log, duplicates = kuairand.read_log(
+    log_dir, catalogue, max_unknown_share=max_unknown_share
+  )
+  check_log(log)
   earlier, later = kuairand.split_days(log, test_from)
-  response, _ = fit_response(log, catalogue, rng)
   ranker = ranker_lib.train_ranker(earlier, catalogue, seed)
   metrics = ranker_lib.evaluate(ranker, later)
+  ranker_lib.refuse_broken(metrics, later)
+  response, _ = fit_response(log, catalogue, rng)
+  if response.num_users < num_users:
+    logging.warning(
+      "%s: the log has %d users, fewer than num_users = %d; all are kept.",
+      log_dir,
+      response.num_users,
+      num_users,
+    )
 
   rows = np.bincount(log.user, minlength=response.num_users)
   users = most_active(rows, num_users)

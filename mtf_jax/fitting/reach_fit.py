@@ -23,7 +23,8 @@ def _one_hot(codes: np.ndarray, max_size: int) -> np.ndarray:
     for column in codes.T
     if column.max() < max_size
   ]
-  return np.concatenate(blocks, axis=1)
+  none = np.zeros((len(codes), 0), np.float32)
+  return np.concatenate([none, *blocks], axis=1)
 
 
 def fit_reach(

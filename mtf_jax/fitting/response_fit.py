@@ -22,6 +22,7 @@ Reference:
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from mtf_jax.data import behaviours, kuairand
 from mtf_jax.data.behaviours import DURATION_EDGES, NUM_BUCKETS, duration_bucket
 from mtf_jax.fitting import interaction_fit, reach_fit
 from mtf_jax.fitting.population import ResponsePopulation
+from mtf_jax.io import InputError
 from mtf_jax.worlds import response as response_lib
 
 
@@ -102,6 +104,40 @@ def _gibbs(key, columns, *, num_users, num_items, sweeps):
   return state[:4]
 
 
+def check_log(log: kuairand.ImpressionLog) -> None:
+  """Refuses a log that has nothing to fit some part of the model to.
+
+  Args:
+    log: the impressions; those exposed at random are ignored.
+
+  Raises:
+    InputError: no impression that was not exposed at random, or none in a
+      duration bucket.
+  """
+  num_rows = len(log.user)
+  log = log.select(log.is_rand == 0)
+  if not len(log.user):
+    raise InputError(
+      "log: expected recommended impressions (is_rand 0), found none among"
+      f" {num_rows}: a log of random exposure alone does not tell whom a platform"
+      " shows what; add the standard log."
+    )
+  counts = np.bincount(duration_bucket(log.duration), minlength=NUM_BUCKETS)
+  limits = ("0", *(f"{edge:g}" for edge in DURATION_EDGES), "more")
+  names = [
+    f"{low} to {high} s" if high != "more" else f"{low} s or more"
+    for low, high in itertools.pairwise(limits)
+  ]
+  names.append("pictures (no duration)")
+  missing = [name for name, n in zip(names, counts, strict=True) if not n]
+  if missing:
+    raise InputError(
+      f"log: expected impressions of videos of every length, found none of"
+      f" {', '.join(missing)} among {len(log.user)}; each length has a play"
+      " table of its own, so give a larger log."
+    )
+
+
 def _play_tables(log, mean, residual_scale):
   """Quantiles of the play fraction at the quantiles of the simulated z."""
   grid = np.linspace(
@@ -112,11 +148,6 @@ def _play_tables(log, mean, residual_scale):
   tables = []
   for h in range(NUM_BUCKETS):
     rows = bucket == h
-    if not np.any(rows):
-      raise ValueError(
-        f"log: expected impressions in every duration bucket, found none in"
-        f" bucket {h} of edges {DURATION_EDGES} (the last is pictures)."
-      )
     counts, edges = np.histogram(mean[rows], bins=200)
     centers = 0.5 * (edges[1:] + edges[:-1])
     cdf = np.asarray(
@@ -151,8 +182,9 @@ def fit_response(
     constants that `synthetic_response` draws from).
 
   Raises:
-    ValueError: a duration bucket has no impression.
+    InputError: as `check_log`.
   """
+  check_log(log)
   log = log.select(log.is_rand == 0)
   num_users, num_items = len(catalogue.user_ids), len(catalogue.video_ids)
   n = len(log.user)

@@ -21,6 +21,7 @@ from mtf_jax.data.behaviours import (
 )
 from mtf_jax.fitting import build
 from mtf_jax.fitting.population import synthetic_response
+from mtf_jax.io import InputError, check_seed
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.scores import ScoreTables, encode_scores
@@ -221,16 +222,17 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
   Args:
     size: one of `SIZES`.
     world_seed: decides users, items and errors; the same seed gives the same
-      world on one platform.
+      world on one kind of processor, whatever the number of its cores.
 
   Returns:
     The world, with the default leaving model.
 
   Raises:
-    ValueError: unknown size.
+    InputError: unknown size, or a seed out of range.
   """
+  check_seed(world_seed, "world_seed")
   if size not in SIZES:
-    raise ValueError(
+    raise InputError(
       f"size: expected one of {', '.join(SIZES)}, found {size!r}."
     )
   counts = SIZES[size]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 from mtf_jax.kernels import _checks
 
@@ -148,7 +148,12 @@ def _walk_down(key: jax.Array, slate_size: int) -> tuple[jax.Array, jax.Array]:
     )
     return (best_key, best_index), (best_key, best_index)
 
-  start = (jnp.array(jnp.inf, key.dtype), jnp.array(-1, jnp.int32))
+  # Like the scores, and so like what follows: under `shard_map` a scan's carry
+  # must vary over the mesh from its start.
+  start = (
+    jnp.full_like(key[0], jnp.inf),
+    jnp.full_like(key[0], -1, dtype=jnp.int32),
+  )
   return lax.scan(pick, start, length=slate_size)[1]
 
 
@@ -194,7 +199,8 @@ def rank_slate(
         f" {mask.dtype.name} of shape {mask.shape}."
       )
     key = jnp.where(mask, key, -jnp.inf)
-  if key.shape[0] <= _WALK_UP_TO:
+  # Exported for any number of candidates: the program that suits few.
+  if export.is_symbolic_dim(key.shape[0]) or key.shape[0] <= _WALK_UP_TO:
     best_key, best_index = _walk_down(key, slate_size)
   else:
     best_key, best_index = lax.top_k(key, slate_size)

@@ -81,6 +81,8 @@ def discounted_returns(r_t: chex.Array, discount_t: chex.Array) -> jax.Array:
     return_tm1 = reward + discount * return_t
     return return_tm1, return_tm1
 
-  start = jnp.zeros(r_t.shape[1:], r_t.dtype)
+  # Like both: under `shard_map` a scan's carry must vary over the mesh from its
+  # start.
+  start = jnp.zeros_like(discount_t[-1] * r_t[-1])
   _, returns = lax.scan(accumulate, start, (r_t, discount_t), reverse=True)
   return returns.astype(dtype)

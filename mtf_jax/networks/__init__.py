@@ -7,14 +7,26 @@ from mtf_jax.networks.critics import (
   box_deviation,
   mlp_critic,
 )
+from mtf_jax.networks.stochastic import (
+  ActionVAE,
+  GaussianActor,
+  mlp_vae,
+  sample_tanh_normal,
+  tanh_gaussian,
+)
 
 __all__ = [
   "MLP",
+  "ActionVAE",
   "Actor",
   "Critic",
+  "GaussianActor",
   "box_critic",
   "box_deviation",
   "mlp_actor",
   "mlp_critic",
+  "mlp_vae",
   "ple_actor",
+  "sample_tanh_normal",
+  "tanh_gaussian",
 ]

@@ -27,10 +27,13 @@ class Critic(NamedTuple):
     here give every leaf leading axes `[G, M]`.
   apply: `(params, observation [B, S], action [B, A], box [B, A]) -> [B, G, M]`
     values, in units of the return.
+  hidden_sizes: widths of the hidden layers, for a learner that needs one more
+    network of this size.
   """
 
   init: Callable[..., Any]
   apply: Callable[..., jax.Array]
+  hidden_sizes: tuple[int, ...] = (256, 256)
 
 
 def box_deviation(action: chex.Array, box: ActionBox) -> jax.Array:
@@ -97,6 +100,18 @@ def _first_layer_backward(saved, gradient):
 _first_layer.defvjp(_first_layer_forward, _first_layer_backward)
 
 
+def _varying_alike(trees: Any) -> Any:
+  """The same arrays; under `shard_map` all vary over the same axes of a mesh.
+
+  A gradient made by hand has to vary as what it belongs to. Kernels that every
+  device has, with a batch that is split, then get the sum over the devices.
+  Elsewhere XLA drops the zero that is added.
+  """
+  leaves = jax.tree.leaves(trees)
+  zero = sum(jnp.zeros_like(leaf.ravel()[0]) for leaf in leaves)
+  return jax.tree.map(lambda leaf: leaf + zero, trees)
+
+
 class _Ensemble(nn.Module):
   """What critics of an ensemble share: parameters and layers for all at once.
 
@@ -138,7 +153,9 @@ class _Ensemble(nn.Module):
           )
           for part, x in inputs.items()
         )
-        output = _first_layer(kernels, tuple(inputs.values()))
+        output = _first_layer(
+          *_varying_alike((kernels, tuple(inputs.values())))
+        )
       else:
         kernel = self.kernel(f"{prefix}_kernel", size, hidden.shape[1])
         output = jnp.einsum("ekh,ehb->ekb", kernel, hidden)
@@ -194,14 +211,14 @@ class _BoxCritic(_Ensemble):
     return self.per_critic(value, observation.dtype)
 
 
-def _critic(module: nn.Module) -> Critic:
+def _critic(module: _MLPCritic | _BoxCritic) -> Critic:
   def init(rng_key, observation, action, box):
     one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
     return module.init(rng_key, *one)
 
   # flax returns a tuple only where a collection is mutable.
   apply = cast(Callable[..., jax.Array], module.apply)
-  return Critic(init=init, apply=apply)
+  return Critic(init, apply, tuple(module.hidden_sizes))
 
 
 def mlp_critic(

@@ -69,6 +69,17 @@ class Rows(NamedTuple):
   codes: np.ndarray
 
 
+def spread(values: np.ndarray) -> np.ndarray:
+  """Standard deviation of each column of `[n, N]`, 1 where it is constant.
+
+  A constant carries nothing; divided by a tiny number, a later row that differs
+  from it would be all that a model sees.
+  """
+  deviation = values.std(axis=0)
+  # Rounding gives equal values a deviation of their own.
+  return np.where(deviation > 1e-6, deviation, 1.0).astype(values.dtype)
+
+
 def _encode(sums, counts, mean, prior):
   """Shrunken means as deviations from the mean, and the log count."""
   shrunk = (sums + prior * mean) / (counts + prior)[:, None] - mean
@@ -230,8 +241,8 @@ def user_observations(
     catalogue: users.
 
   Returns:
-    (float32 `[U, F]` with mean 0 and standard deviation 1 over the users, the
-    `F` names).
+    (float32 `[U, F]` with mean 0 and standard deviation 1 over the users, 0 if
+    all are alike, the `F` names).
   """
   columns = list(encoder.user_numbers.T)
   names = [f"user_{name}" for name in (*ENCODED, "log_count")]
@@ -242,6 +253,5 @@ def user_observations(
       columns.append(codes)
       names.append(name)
   values = np.stack(columns, axis=1).astype(np.float64)
-  spread = np.maximum(values.std(axis=0), 1e-6)
-  values = (values - values.mean(axis=0)) / spread
+  values = (values - values.mean(axis=0)) / spread(values)
   return values.astype(np.float32), tuple(names)

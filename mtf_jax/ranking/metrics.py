@@ -1,9 +1,25 @@
 """Metrics of a ranking model's head: AUC, per-user GAUC, log loss, calibration.
 
-All on the host in numpy; `n` impressions.
+All on the host in numpy; `n` impressions. What is not finite is refused: sorted
+with the others it would have a rank like any score, and AUC an answer.
 """
 
 import numpy as np
+
+from mtf_jax.arrays import as_columns
+from mtf_jax.io import InputError
+
+
+def _check_values(name: str, good: np.ndarray, expected: str) -> None:
+  if not good.all():
+    raise InputError(
+      f"{name}: expected {expected}, found others in {int((~good).sum())} of"
+      f" {good.size} places, first at {int(np.argmin(good))}."
+    )
+
+
+def _check_labels(label: np.ndarray) -> None:
+  _check_values("label", (label == 0) | (label == 1), "0 or 1")
 
 
 def weighted_auc(
@@ -25,8 +41,20 @@ def weighted_auc(
 
   Returns:
     float64 `[max(group) + 1]`, NaN where a class is missing or weighs nothing.
+
+  Raises:
+    InputError: a value is masked, not finite or out of range, or the lengths
+      differ or are 0.
   """
-  weight = np.asarray(weight, np.float64)
+  score, label, weight, group = as_columns(
+    {"score": score, "label": label, "weight": weight, "group": group}
+  )
+  _check_labels(label)
+  _check_values("weight", weight >= 0, "0 or more")
+  if group.dtype.kind not in "iu":
+    raise InputError(f"group: expected integers, found {group.dtype.name}.")
+  _check_values("group", group >= 0, "0 or more")
+  weight = weight.astype(np.float64)
   positive, negative = weight * (label == 1), weight * (label == 0)
   order = np.lexsort([score, group])
   g, v = group[order], score[order]
@@ -42,7 +70,9 @@ def weighted_auc(
   area = np.bincount(tie_group, tie_positive * (below + 0.5 * tie_negative))
   pairs = np.bincount(group, positive) * np.bincount(group, negative)
   with np.errstate(divide="ignore", invalid="ignore"):
-    return np.where(pairs > 0, area / pairs, np.nan)
+    found = np.where(pairs > 0, area / pairs, np.nan)
+  # Running sums over all groups round: a perfect order could be above 1.
+  return np.clip(found, 0, 1)
 
 
 def auc(score: np.ndarray, label: np.ndarray) -> float:
@@ -51,7 +81,11 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
   Args:
     score: `[n]` predictions, any monotone scale.
     label: `[n]` 0 or 1.
+
+  Raises:
+    InputError: as `weighted_auc`.
   """
+  score, label = as_columns({"score": score, "label": label})
   ones = np.ones(len(score))
   value = weighted_auc(score, label, ones, np.zeros(len(score), np.int64))
   return float(value[0])
@@ -64,7 +98,16 @@ def gauc(score: np.ndarray, label: np.ndarray, user: np.ndarray) -> float:
     score: `[n]` predictions, any monotone scale.
     label: `[n]` 0 or 1.
     user: `[n]` integer user of each impression.
+
+  Returns:
+    The mean, NaN if no user has both classes.
+
+  Raises:
+    InputError: as `weighted_auc`.
   """
+  score, label, user = as_columns(
+    {"score": score, "label": label, "user": user}
+  )
   _, dense = np.unique(user, return_inverse=True)
   value = weighted_auc(score, label, np.ones(len(score)), dense)
   both = np.isfinite(value)
@@ -74,8 +117,20 @@ def gauc(score: np.ndarray, label: np.ndarray, user: np.ndarray) -> float:
 
 
 def log_loss(probability: np.ndarray, label: np.ndarray) -> float:
-  """Mean negative log likelihood in nats of `[n]` probabilities."""
-  p = np.clip(np.asarray(probability, np.float64), 1e-7, 1 - 1e-7)
+  """Mean negative log likelihood in nats.
+
+  Args:
+    probability: `[n]` in [0, 1]; taken for 1e-7 from either end at least.
+    label: `[n]` 0 or 1.
+
+  Raises:
+    InputError: a value is masked, not finite or out of range, or the lengths
+      differ or are 0.
+  """
+  p, label = as_columns({"probability": probability, "label": label})
+  _check_values("probability", (p >= 0) & (p <= 1), "values from 0 to 1")
+  _check_labels(label)
+  p = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
   return float(-np.mean(label * np.log(p) + (1 - label) * np.log1p(-p)))
 
 
@@ -87,14 +142,23 @@ def calibration_error(
   Args:
     prediction: `[n]` in the unit of the label.
     label: `[n]`.
-    bins: quantile bins of the prediction.
+    bins: quantile bins of the prediction; as many as there are impressions, if
+      those are fewer.
 
   Returns:
-    Relative to the mean label, so that rare and frequent ones compare.
+    Relative to the mean label, so that rare and frequent ones compare; NaN
+    where that is 0.
+
+  Raises:
+    InputError: a value is masked or not finite, or the lengths differ or are 0.
   """
+  prediction, label = as_columns({"prediction": prediction, "label": label})
+  mean = np.mean(label)
+  if not mean:
+    return float("nan")
   order = np.argsort(prediction, kind="stable")
   gaps = [
     abs(prediction[part].mean() - label[part].mean()) * len(part)
-    for part in np.array_split(order, bins)
+    for part in np.array_split(order, min(bins, len(order)))
   ]
-  return float(np.sum(gaps) / len(order) / np.mean(label))
+  return float(np.sum(gaps) / len(order) / mean)

@@ -22,6 +22,7 @@ import optax
 
 from mtf_jax.data import kuairand
 from mtf_jax.data.behaviours import TASKS
+from mtf_jax.io import InputError
 from mtf_jax.ranking import features, metrics
 
 _HEADS = (*TASKS, "click")
@@ -31,6 +32,12 @@ _WATCH_TIME = TASKS.index("watch_time")
 
 
 _SERVED_TAB = 1  # the single-column feed, 78% of the impressions
+
+
+# Leaving its own day out, a row of the only day would have no features.
+_MIN_DAYS = 2
+# An honest ranker of few updates is about as good as one that answers 0.
+_BROKEN = 1.1
 
 
 class Network(nn.Module):
@@ -133,17 +140,25 @@ def train_ranker(
     The ranker.
 
   Raises:
-    ValueError: fewer rows than `batch_size`.
+    InputError: fewer rows than `batch_size`, or fewer days than two.
   """
+  days = np.unique(log.date)
+  if len(days) < _MIN_DAYS:
+    raise InputError(
+      f"test_from: expected at least {_MIN_DAYS} training days before it, since"
+      " a row's features are what users and videos did on other days, found"
+      f" {len(days)} ({', '.join(map(str, days)) or 'none'}); give a later"
+      " --test_from."
+    )
   encoder, rows = features.fit_encoder(log, catalogue)
   steps = len(log.user) // batch_size
   if steps < 1:
-    raise ValueError(
-      f"log: expected at least batch_size = {batch_size} rows, found"
-      f" {len(log.user)}."
+    raise InputError(
+      f"log: expected at least batch_size = {batch_size} rows on the training"
+      f" days, found {len(log.user)}; give a larger log or a later --test_from."
     )
   center = rows.numbers.mean(axis=0)
-  scale = np.maximum(rows.numbers.std(axis=0), 1e-6)
+  scale = features.spread(rows.numbers)
   network = Network(_sizes(encoder))
   optimiser = optax.adamw(
     optax.cosine_decay_schedule(learning_rate, epochs * steps),
@@ -287,3 +302,29 @@ def evaluate(
       "calibration_error": metrics.calibration_error(prediction, target),
     }
   return report
+
+
+def refuse_broken(
+  report: Mapping[str, Mapping[str, float]], log: kuairand.ImpressionLog
+) -> None:
+  """Refuses a ranker that is worse than one that knows nothing.
+
+  What knows nothing answers 0: even odds, and no second watched.
+
+  Args:
+    report: of `evaluate`.
+    log: the impressions that it was evaluated on.
+
+  Raises:
+    InputError: a head's loss is not finite, or above that of answers of 0.
+  """
+  seconds = float(np.mean(np.square(np.log1p(log.play_seconds))))
+  for name, figures in report.items():
+    limit = _BROKEN * (seconds if name == "watch_time" else float(np.log(2)))
+    if not figures["log_loss"] <= limit:
+      raise InputError(
+        "log: expected enough of it before --test_from to train a ranker, found"
+        f" one that is worse than none: {name} has a loss of"
+        f" {figures['log_loss']:.3g} on the test days, where a ranker that knows"
+        f" nothing has {limit / _BROKEN:.3g}."
+      )

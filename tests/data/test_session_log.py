@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mtf_jax.data import session_log
+from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import ActionBox
-from tests.session_logs import random_log
+from tests.session_logs import observation_only, random_log
 
 
 def _with(log, field, index, value):
@@ -103,60 +104,258 @@ def test_wrong_shapes_are_refused(field, value, message):
     session_log.validate(random_log()._replace(**{field: value}))
 
 
-def test_damaged_files_are_refused(tmp_path):
-  path = tmp_path / "log.npz"
-  session_log.save_sessions(path, random_log())
-  whole = path.read_bytes()
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """A whole file and its arrays, for all that change them."""
+  path = tmp_path_factory.mktemp("log") / "log.npz"
+  session_log.save_sessions(path, random_log(), {"world": "abc"})
+  with np.load(path) as archive:
+    return path.read_bytes(), dict(archive)
+
+
+def _refusal(path):
+  with pytest.raises(InputError) as error:
+    session_log.load_sessions(path)
+  message = str(error.value)
+  assert message.startswith(f"{path}: ")
+  assert message.count(str(path)) == 1 and "\n" not in message
+  return message
+
+
+def test_damaged_files_are_refused(saved, tmp_path):
+  path, (whole, _) = tmp_path / "cut.npz", saved
   for kept in (0, 10, len(whole) // 2, len(whole) - 30):
     path.write_bytes(whole[:kept])
-    with pytest.raises(ValueError, match=r"log\.npz: expected an .npz file"):
-      session_log.load_sessions(path)
-  with pytest.raises(FileNotFoundError):
-    session_log.load_sessions(tmp_path / "none.npz")
+    assert "expected a session file (.npz), found" in _refusal(path)
+  assert "no such file" in _refusal(tmp_path / "none.npz")
 
 
-def test_other_files_are_refused(tmp_path):
-  path = tmp_path / "log.npz"
-  session_log.save_sessions(path, random_log())
-  with np.load(path) as archive:
-    fields = dict(archive)
-  np.savez(
-    path,
-    **{**fields, "header": json.dumps({"schema_version": 99, "metadata": {}})},
-  )
-  with pytest.raises(ValueError, match="schema version 1 to 2, found 99"):
-    session_log.load_sessions(path)
-  fields["rewards"] = fields.pop("reward")
-  np.savez(path, **fields)
-  with pytest.raises(
-    ValueError, match=r"\['reward'\] missing and \['rewards'\]"
-  ):
-    session_log.load_sessions(path)
-  np.savez(path, x=np.zeros(3))
-  with pytest.raises(ValueError, match="expected a header"):
-    session_log.load_sessions(path)
-
-
-def test_files_of_version_1_are_read(tmp_path):
-  """They do not say whether exploration was held: it counts as not held."""
+def test_one_wrong_byte_is_refused_or_harmless(saved, tmp_path):
+  """Harmless are bytes that no reader uses: dates, the permissions."""
+  path, (whole, _) = tmp_path / "flipped.npz", saved
   log = random_log()
-  path = tmp_path / "log.npz"
-  session_log.save_sessions(path, log, {"world": "abc"})
-  with np.load(path) as archive:
-    fields = dict(archive)
-  del fields["exploration_held"]
-  header = {"schema_version": 1, "metadata": {"world": "abc"}}
-  np.savez(path, **{**fields, "header": json.dumps(header)})
-  loaded, metadata = session_log.load_sessions(path)
-  assert metadata == {"world": "abc"}
-  assert not loaded.exploration_held.any()
-  jax.tree.map(np.testing.assert_array_equal, loaded, log)
+  rng = np.random.default_rng(0)
+  refused = 0
+  for place in rng.integers(0, len(whole), 150):
+    damaged = bytearray(whole)
+    damaged[place] ^= 1 << rng.integers(8)
+    path.write_bytes(damaged)
+    try:
+      loaded, metadata = session_log.load_sessions(path)
+    except InputError as error:
+      assert str(path) in str(error)
+      refused += 1
+    else:
+      assert metadata == {"world": "abc"}
+      jax.tree.map(np.testing.assert_array_equal, loaded, log)
+  assert refused > 140
+
+
+def _old(arrays, version=2, metadata=None, **changed):
+  """Arrays of a file without digest, as version 2 had them."""
+  header = {"schema_version": version, "metadata": metadata or {}}
+  arrays = {**arrays, "header": np.asarray(json.dumps(header)), **changed}
+  return {n: a for n, a in arrays.items() if n != "digest" and a is not None}
+
+
+def _header(value):
+  return np.asarray(value if isinstance(value, str) else json.dumps(value))
+
+
+# What is changed of a file of version 2, and what the refusal says.
+_WRONG = {
+  "short array": (
+    {"reward": np.zeros((239, 2), np.float32)},
+    "reward: expected shape [N, G] with N = 240, found (239, 2)",
+  ),
+  "too few features of a box": (
+    {"box_lower": np.zeros((240, 1), np.float32)},
+    "box_lower: expected shape [N, A] with A = 2, found (240, 1)",
+  ),
+  "other byte order": (
+    {"reward": np.zeros((240, 2), ">f4")},
+    "reward: expected float32, found float32 in the other byte order",
+  ),
+  "text": (
+    {"step": np.full(240, "0")},
+    "step: expected int32, found str32",
+  ),
+  "missing": ({"reward": None}, "['reward'] missing and [] unknown"),
+  "unknown": (
+    {"rewards": np.zeros(3)},
+    "[] missing and ['rewards'] unknown",
+  ),
+  "no header": ({"header": None}, "expected a header with schema_version"),
+  "header no text": (
+    {"header": np.zeros(3)},
+    "header of type float64 and shape (3,) instead of a text",
+  ),
+  "header no JSON": ({"header": _header("{")}, "expected a header with"),
+  "header a list": ({"header": _header([2])}, "expected a header with"),
+  "header too deep": ({"header": _header("[" * 9999)}, "expected a header"),
+  "unknown in the header": (
+    {"header": _header({"schema_version": 2, "metadata": {}, "more": 1})},
+    "expected a header with schema_version and metadata, found",
+  ),
+  "no metadata": (
+    {"header": _header({"schema_version": 2})},
+    "expected a header with schema_version and metadata, found",
+  ),
+  "metadata null": (
+    {"header": _header({"schema_version": 2, "metadata": None})},
+    "metadata: expected texts by name, found null",
+  ),
+  "metadata a list": (
+    {"header": _header({"schema_version": 2, "metadata": ["a"]})},
+    "metadata: expected texts by name, found list",
+  ),
+  "metadata a number": (
+    {"header": _header({"schema_version": 2, "metadata": {"world": 3}})},
+    "metadata: expected texts by name, found 'world' with a value of type int",
+  ),
+  "version 99": (
+    {"header": _header({"schema_version": 99, "metadata": {}})},
+    "expected schema version 1 to 3, found 99",
+  ),
+  "version true": (
+    {"header": _header({"schema_version": True, "metadata": {}})},
+    "expected schema version 1 to 3, found True",
+  ),
+  "version 3 without digest": (
+    {"header": _header({"schema_version": 3, "metadata": {}})},
+    "['digest'] missing",
+  ),
+  "not finite": (
+    {"log_prob": np.full(240, np.nan, np.float32)},
+    "log_prob not finite: 240 of 240 rows, first row 0",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", _WRONG)
+def test_wrong_content_is_refused(case, saved, tmp_path):
+  changed, message = _WRONG[case]
+  path = tmp_path / "wrong.npz"
+  np.savez(path, **_old(saved[1], **changed))
+  assert message in _refusal(path)
+
+
+@pytest.mark.parametrize(
+  "name", ["reward", "exploration_held", "step", "header", "digest"]
+)
+def test_the_digest_is_of_the_whole(name, saved, tmp_path):
+  """A file made anew from changed arrays, every checksum of the zip right."""
+  arrays, path = dict(saved[1]), tmp_path / "changed.npz"
+  if name == "header":
+    arrays[name] = np.asarray(str(arrays[name]).replace("abc", "abd"))
+  elif name == "digest":
+    arrays[name] = np.asarray("0" * 64)
+  else:
+    array = arrays[name] = np.array(arrays[name])
+    array[0] = array[0] + 1 if name == "reward" else ~array[0]
+  np.savez(path, **arrays)
+  assert "expected the digest " in _refusal(path)
+  # Unchanged, but written by NumPy: still whole.
+  np.savez(path, **saved[1])
+  session_log.load_sessions(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_header_of_fewer_columns_is_refused(version, saved, tmp_path):
+  """The rows after the first would all be misaligned."""
+  path, wide = tmp_path / "narrow.npz", np.zeros((240, 25), np.float32)
+  log = random_log()._replace(observation=wide)
+  session_log.save_sessions(path, log)
+  if version == 2:
+    with np.load(path) as archive:
+      np.savez(path, **_old(dict(archive)))
+  whole = path.read_bytes()
+  assert whole.count(b"(240, 25)") == 1
+  path.write_bytes(whole.replace(b"(240, 25)", b"(240, 15)"))
+  assert (
+    "array observation of float32 and shape (240, 15), which is 14.06 KiB, in"
+    " 23.44 KiB" in _refusal(path)
+  )
+
+
+@pytest.mark.parametrize(
+  ("content", "found"),
+  [
+    (b"PAR1" + bytes(100), "a Parquet file"),
+    (b"", "an empty file"),
+    (b"user,video\n", "text that begins with 'user,video'"),
+    (b"\x1f\x8b" + bytes(20), "a gzip file"),
+    (b"mtf_jax world 1 00\n", "a world file"),
+    (b"\x80\x04K\x01.", "a pickle"),
+  ],
+)
+def test_other_kinds_of_files_are_named(content, found, tmp_path):
+  path = tmp_path / "other.npz"
+  path.write_bytes(content)
+  message = f"{path}: expected a session file (.npz), found {found}."
+  assert _refusal(path) == message
+
+
+def test_files_of_earlier_versions_are_read(saved, tmp_path):
+  """Version 1 does not say whether exploration was held: counts as not held."""
+  log, path = random_log(), tmp_path / "old.npz"
+  for version, held in ((1, {"exploration_held": None}), (2, {})):
+    for write in (np.savez, np.savez_compressed):
+      write(path, **_old(saved[1], version, {"world": "abc"}, **held))
+      loaded, metadata = session_log.load_sessions(path)
+      assert metadata == {"world": "abc"}
+      jax.tree.map(np.testing.assert_array_equal, loaded, log)
   # A file of this version must have the field, one of version 1 must not.
-  for version, held in ((2, {}), (1, {"exploration_held": log.terminal})):
-    header = {"schema_version": version, "metadata": {}}
-    np.savez(path, **{**fields, **held, "header": json.dumps(header)})
-    with pytest.raises(ValueError, match=r"\['exploration_held'\]"):
-      session_log.load_sessions(path)
+  for version, held in ((2, {"exploration_held": None}), (1, {})):
+    np.savez(path, **_old(saved[1], version, **held))
+    assert "['exploration_held']" in _refusal(path)
+
+
+@pytest.mark.parametrize("field", ["action", "log_prob", "reward", "feedback"])
+def test_rows_of_an_observation_hold_nothing_else(field, tmp_path):
+  extra = np.zeros(240, bool)
+  extra[3::4] = True
+  log = random_log()._replace(terminal=np.zeros(240, bool))
+  log = observation_only(log, extra)
+  session_log.validate(log)
+  for name, value in ((field, 0.1), ("exploration_held", True)):
+    changed = _with(log, name, [7, 11], value)
+    message = f"{name} not 0 beside bootstrap_only: 2 of 240 rows, first row 7"
+    with pytest.raises(InputError, match=message):
+      session_log.save_sessions(tmp_path / "log.npz", changed)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"box": None}, "box: expected a value of type ActionBox, found NoneType"),
+    ({"reward": None}, "reward: expected float32, found object"),
+    ({"reward": [[1.0], [1.0, 2.0]]}, "reward: expected an array, found"),
+    (
+      {"reward": np.ma.masked_less(random_log().reward, 0.01)},
+      r"reward: expected an array without a mask, found \d+ of 480",
+    ),
+    (
+      {"step": random_log().step.astype(">i4")},
+      "step: expected int32, found int32 in the other byte order",
+    ),
+  ],
+)
+def test_fields_that_are_no_arrays_are_refused(changed, message):
+  with pytest.raises(InputError, match=message):
+    session_log.validate(random_log()._replace(**changed))
+
+
+def test_what_is_no_log_is_refused():
+  with pytest.raises(InputError, match="of type SessionLog, found dict"):
+    session_log.validate(random_log()._asdict())
+
+
+def test_metadata_is_checked_before_writing(tmp_path):
+  with pytest.raises(InputError, match=r"metadata: .* 'seed' with .* type int"):
+    session_log.save_sessions(tmp_path / "l.npz", random_log(), {"seed": 3})
+  assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_written_for_a_bad_log(tmp_path):
@@ -171,11 +370,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
   session_log.save_sessions(path, random_log(seed=0))
   before = path.read_bytes()
 
-  def full(file, **arrays):
+  def full(file, arrays, digest_name):
     file.write(b"half")
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(np, "savez", full)
+  monkeypatch.setattr(session_log, "save_npz", full)
   with pytest.raises(OSError, match="No space left"):
     session_log.save_sessions(path, random_log(seed=1))
   assert path.read_bytes() == before

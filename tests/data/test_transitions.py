@@ -4,18 +4,21 @@ import numpy as np
 import pytest
 
 from mtf_jax.data import session_log, transitions
-from tests.session_logs import log_of, random_log
+from mtf_jax.io import InputError
+from tests.session_logs import log_of, observation_only, random_log
 
 
 def test_truncation_and_exit():
   """Row 1 exits, row 2 bootstraps from row 3, row 4 has no known successor."""
   log = log_of(
-    np.arange(5.0)[:, None], np.zeros((5, 1)), np.ones((5, 1))
+    np.arange(5.0)[:, None],
+    np.zeros((5, 1)),
+    np.ones((5, 1)),
+    bootstrap_only=np.array([False, False, False, True, False]),
   )._replace(
     session_id=np.array([0, 0, 1, 1, 2], np.int32),
     step=np.array([0, 1, 0, 1, 0], np.int32),
     terminal=np.array([False, True, False, False, False]),
-    bootstrap_only=np.array([False, False, False, True, False]),
   )
   session_log.validate(log)
   dataset = transitions.device_dataset(log)
@@ -82,11 +85,12 @@ def _mixed_log(seed):
     bootstrap_only += [end == "cut" and n == rows - 1 for n in range(rows)]
   # One number of rows whatever the seed.
   size = 90
-  log = random_log(seed, num_rows=size)._replace(
+  log = observation_only(
+    random_log(seed, num_rows=size), np.array(bootstrap_only[:size])
+  )._replace(
     session_id=np.array(session_id[:size], np.int32),
     step=np.array(step[:size], np.int32),
     terminal=np.array(terminal[:size]),
-    bootstrap_only=np.array(bootstrap_only[:size]),
   )
   session_log.validate(log)
   return log
@@ -190,3 +194,16 @@ def test_steps_beyond_the_session_are_its_return():
 def test_no_steps_are_refused():
   with pytest.raises(ValueError, match="num_steps: expected 1 or more"):
     transitions.device_dataset(random_log(), num_steps=0)
+
+
+def test_a_mask_is_refused():
+  """JAX would take what is under it for values."""
+  log = random_log()
+  masked = np.ma.masked_less(log.reward, 0.01)
+  with pytest.raises(InputError, match="reward: expected an array without a"):
+    transitions.rows_from(log._replace(reward=masked))
+  box = log.box._replace(lower=np.ma.masked_less(log.box.lower, 0))
+  with pytest.raises(
+    InputError, match=r"box\.lower: expected an array without"
+  ):
+    transitions.rows_from(log._replace(box=box))

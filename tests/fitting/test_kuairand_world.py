@@ -1,3 +1,8 @@
+import pathlib
+import shutil
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import kuairand_files
@@ -7,6 +12,8 @@ import pytest
 from mtf_jax import policies
 from mtf_jax.data import kuairand, session_log
 from mtf_jax.fitting import kuairand_world
+from mtf_jax.io import InputError
+from mtf_jax.ranking import ranker as ranker_lib
 from mtf_jax.studies.audit import held_out_days
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds import rollout as rollout_lib
@@ -61,6 +68,105 @@ def test_fit_to_a_folder_and_sessions_from_its_file(folder, tmp_path):
   impressions, _ = kuairand.read_log(folder, catalogue)
   most = np.sort(np.bincount(impressions.user))[::-1][:100]
   np.testing.assert_array_equal(np.bincount(world.population), most)
+
+
+_SIZES = {
+  "num_users": 100,
+  "pool_size": 64,
+  "num_candidates": 20,
+  "slate_size": 4,
+  "seed": 0,
+}
+
+
+def test_what_cannot_be_fitted_is_refused_before_the_fit(folder, fits):
+  for changed, expected in (
+    ({"test_from": 20220426}, "at least 2 training days before it, .* found 1"),
+    ({"test_from": 20220501}, r"test_from: expected one of the log's 6 days"),
+    ({"pool_size": 48}, "pool_size: expected a power of two of at most .* 100"),
+    (
+      {"pool_size": 128},
+      "pool_size: expected a power of two of at most .* 100",
+    ),
+  ):
+    with pytest.raises(InputError, match=expected):
+      kuairand_world.fit_world(
+        folder, **{"test_from": 20220429, **_SIZES, **changed}
+      )
+  assert not fits
+
+
+def test_no_world_comes_of_a_broken_ranker(folder, fits, monkeypatch):
+  train = ranker_lib.train_ranker
+
+  def broken(*args):
+    ranker = train(*args)
+    # As features of a training set that were constant.
+    return ranker._replace(scale=np.full_like(ranker.scale, 1e-6))
+
+  monkeypatch.setattr(ranker_lib, "train_ranker", broken)
+  with (
+    np.errstate(over="ignore"),
+    pytest.raises(InputError, match="one that is worse than none"),
+  ):
+    kuairand_world.fit_world(folder, test_from=20220429, **_SIZES)
+  assert not fits
+
+
+def test_a_log_of_random_exposure_alone_is_refused_by_file(folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / "random")
+  (copy / "log_standard_a.csv.gz").unlink()
+  place = kuairand_files.LOG_COLUMNS.index("is_rand")
+  header, *rows = (line.split(",") for line in kuairand_files.lines_of(copy))
+  for row in rows:
+    row[place] = "1"
+  kuairand_files.write_csv(copy / "log_standard_b.csv", header, rows)
+  with pytest.raises(InputError, match=r"found none among 1200: .* standard"):
+    kuairand_world.fit_world(copy, test_from=20220429, **_SIZES)
+  with pytest.raises(InputError, match=r"found none among 800: .* standard"):
+    held_out_days.held_out_comparison(copy, test_from=20220429, seed=0)
+
+
+def test_a_launcher_leaves_no_file_of_a_refused_fit(folder, tmp_path):
+  run = subprocess.run(
+    [
+      *(sys.executable, "-m", "experiments.fit_world", "--test_from=20220426"),
+      *(f"--log_dir={folder}", f"--out={tmp_path / 'new.world'}"),
+      "--pool_size=64",
+    ],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode != 0
+  assert "give a later --test_from." in run.stderr
+  assert "Traceback" not in run.stderr
+  assert not list(tmp_path.iterdir())
+
+
+def test_unknown_ids_are_tolerated_wherever_a_log_is_read(
+  folder, fits, tmp_path
+):
+  copy = shutil.copytree(folder, tmp_path / "log")
+  lines = kuairand_files.lines_of(copy)
+  kuairand_files.write_lines(copy, [*lines, lines[3]])
+  kuairand_files.set_value(copy, 1201, "video_id", "77777")
+  for function, arguments in (
+    (held_out_days.held_out_comparison, {"test_from": 20220429}),
+    (held_out_days.days_left_out, {"days_per_fold": 4, "num_fits": 1}),
+  ):
+    with pytest.raises(InputError, match=r"row 1201: column video_id: .*77777"):
+      function(copy, seed=0, **arguments)
+  facts = held_out_days.days_left_out(
+    copy, days_per_fold=4, num_fits=1, seed=0, max_unknown_share=0.001
+  )
+  assert facts["all"]["rows"] == 2400
+
+
+def test_all_days_are_not_held_out_together(folder, fits):
+  with pytest.raises(InputError, match=r"more than 6 days, .* found 6 \(2022"):
+    held_out_days.days_left_out(folder, days_per_fold=6, num_fits=1, seed=0)
+  assert not fits
 
 
 def test_describe_log_derives_thresholds_from_play_time(folder):

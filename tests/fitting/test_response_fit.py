@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mtf_jax.data import behaviours, kuairand
-from mtf_jax.fitting import response_fit
+from mtf_jax.fitting import reach_fit, response_fit
+from mtf_jax.io import InputError
 
 INDEX = {name: n for n, name in enumerate(behaviours.BEHAVIOURS)}
 
@@ -107,11 +108,32 @@ def test_same_seed_same_fit(recovered):
   assert not np.array_equal(fitted.user_interest, other.user_interest)
 
 
-def test_a_bucket_without_rows_is_refused(recovered):
+def test_lengths_without_rows_are_named_all_at_once(recovered):
   _, catalogue, log, _, _ = recovered
-  part = log.select(behaviours.duration_bucket(log.duration) != 3)
-  with pytest.raises(ValueError, match="every duration bucket, found none in"):
+  bucket = behaviours.duration_bucket(log.duration)
+  part = log.select(~np.isin(bucket, (0, 3, 11, 12)))
+  with pytest.raises(
+    InputError,
+    match=r"found none of 0 to 8 s, 16 to 22 s, 270 s or more, pictures \(no"
+    rf" duration\) among {len(part.user)};",
+  ):
     response_fit.fit_response(part, catalogue, np.random.default_rng(0))
+
+
+def test_a_log_of_random_exposure_alone_is_refused(recovered):
+  _, catalogue, log, _, _ = recovered
+  random = log._replace(is_rand=np.ones_like(log.is_rand))
+  with pytest.raises(
+    InputError, match=r"\(is_rand 0\), found none among 24000: .*standard log"
+  ):
+    response_fit.fit_response(random, catalogue, np.random.default_rng(0))
+
+
+def test_categories_of_many_values_alone_leave_no_column():
+  codes = np.arange(100)[:, None]
+  assert reach_fit._one_hot(codes, 64).shape == (100, 0)
+  both = np.concatenate([codes, codes % 2], axis=1)
+  np.testing.assert_array_equal(reach_fit._one_hot(both, 64)[3], [0, 1])
 
 
 @pytest.mark.skipif(not kuairand_files.REAL.is_dir(), reason="no KuaiRand log")

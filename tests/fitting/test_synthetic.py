@@ -1,4 +1,8 @@
 import dataclasses
+import pathlib
+import platform
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +12,47 @@ import pytest
 from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.fitting import build, synthetic
 from mtf_jax.fitting.population import synthetic_response
+from mtf_jax.io import InputError
 from mtf_jax.worlds import scores
 from mtf_jax.worlds.world import fingerprint
 
+_ROOT = pathlib.Path(__file__).parents[2]
 
-def test_same_seed_same_world(small_world):
-  again = synthetic.synthetic_world("small", world_seed=3)
-  assert fingerprint(again) == fingerprint(small_world)
+# Builds the world of the fixture on one core; what jax knows of cores it asks
+# for when it starts.
+_ON_ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from mtf_jax.worlds.world import fingerprint
+from tests.small_world import small_world
+print(fingerprint(small_world()))
+"""
+
+
+def test_same_seed_same_world_on_any_number_of_cores(small_world):
+  done = subprocess.run(
+    (sys.executable, "-c", _ON_ONE_CORE),
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.strip() == fingerprint(small_world)
+
+
+@pytest.mark.skipif(
+  platform.machine() != "x86_64", reason="other processors round differently"
+)
+def test_the_fingerprint_is_the_one_on_record(small_world):
+  assert fingerprint(small_world) == "d9e568b2fb1f7a62"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed):
+  with pytest.raises(
+    InputError, match="world_seed: expected an integer from 0"
+  ):
+    synthetic.synthetic_world("small", seed)
 
 
 def test_unknown_size_is_refused():
@@ -33,7 +71,8 @@ def test_leaves_are_arrays_of_explicit_types(small_world):
 
 
 def test_calibration_of_random_exposure_and_satisfaction(small_world):
-  shown = build._default_slates(jax.random.key(8), small_world, 4)
+  slates = build._default_slates(jax.random.key(8), small_world, 4)
+  shown = build._moments(slates, np.asarray(small_world.population))
   click = BEHAVIOURS.index("click")
   ratio = float(shown.rates[click] / shown.random_rates[click])
   assert 2.2 < ratio < 3.0

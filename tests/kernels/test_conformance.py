@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 import mtf_jax
 
@@ -459,6 +460,42 @@ def test_scan_equals_loop(name):
   expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
   _, scanned = lax.scan(lambda c, x: (c, _call(name)(x)), None, batch)
   chex.assert_trees_all_close(scanned, expected, rtol=2e-6, atol=2e-6)
+
+
+def _over_mesh(call, in_specs):
+  """The call, vmapped, under `shard_map` with its default checks."""
+  mesh = Mesh(jax.devices()[:1], ("devices",))
+  specs = {"mesh": mesh, "in_specs": (in_specs,)}
+  return jax.shard_map(
+    jax.vmap(call), **specs, out_specs=PartitionSpec("devices")
+  )
+
+
+@_each_kernel
+def test_shard_map_equals_loop(name):
+  samples, batch = _stacked(name)
+  loop = [_call(name)(sample) for sample in samples]
+  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+  chex.assert_trees_all_close(
+    jax.jit(_over_mesh(_call(name), PartitionSpec("devices")))(batch),
+    expected,
+    rtol=2e-6,
+    atol=2e-6,
+  )
+
+
+@_each_kernel
+def test_shard_map_of_one_argument(name):
+  """The others are the same on every device."""
+  _, batch = _stacked(name)
+  for split in batch:
+    specs = {
+      key: PartitionSpec("devices" if key == split else None) for key in batch
+    }
+    jax.eval_shape(_over_mesh(_call(name), specs), batch)
+    if name not in _INTEGER:
+      gradient = functools.partial(_gradient, name)
+      jax.eval_shape(_over_mesh(gradient, specs), batch)
 
 
 def _count_traces(call):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mtf_jax.io import InputError
 from mtf_jax.ranking import metrics
 
 
@@ -69,3 +70,90 @@ def test_weighted_auc_counts_pairs_by_both_weights():
     )
     expected = np.sum(pairs * ((gaps > 0) + 0.5 * (gaps == 0))) / pairs.sum()
     assert found[g] == pytest.approx(expected)
+
+
+_SCORE = np.array([0.1, 0.4, 0.3, 0.8])
+_LABEL = np.array([0.0, 1, 0, 1])
+_USER = np.array([0, 0, 1, 1])
+
+
+def _with(array, value):
+  array = np.array(array, float)
+  array[2] = value
+  return array
+
+
+_METRICS = {
+  "auc": lambda score, label: metrics.auc(score, label),
+  "gauc": lambda score, label: metrics.gauc(score, label, _USER[: len(score)]),
+  "weighted": lambda score, label: metrics.weighted_auc(
+    score, label, np.ones(4), _USER
+  ),
+  "log_loss": metrics.log_loss,
+  "calibration": metrics.calibration_error,
+}
+_MASKED = np.ma.masked_greater(_SCORE, 0.7)
+
+
+@pytest.mark.parametrize("metric", _METRICS)
+@pytest.mark.parametrize(
+  ("score", "label", "message"),
+  [
+    (_with(_SCORE, np.nan), _LABEL, "expected finite values, found 1 of 4"),
+    (_with(_SCORE, np.inf), _LABEL, "expected finite values, found 1 of 4"),
+    (_SCORE, _with(_LABEL, np.nan), "label: expected finite values, found 1"),
+    (_SCORE, _with(_LABEL, -np.inf), "label: expected finite values, found 1"),
+    (_MASKED, _LABEL, "expected an array without a mask, found 1 of 4"),
+    (_SCORE, np.ma.masked_less(_LABEL, 1), "label: .* a mask, found 2 of 4"),
+    (_SCORE, _LABEL[:3], r"label: expected shape \[4\], found \(3,\)"),
+    (_SCORE[:, None], _LABEL, r"expected shape \[4\], found \(4, 1\)"),
+    (_SCORE, ["a", "b", "c", "d"], "label: expected numbers, found"),
+  ],
+)
+def test_what_is_no_number_has_no_rank(metric, score, label, message):
+  with pytest.raises(InputError, match=message):
+    _METRICS[metric](score, label)
+
+
+@pytest.mark.parametrize("metric", ["auc", "gauc", "weighted", "log_loss"])
+def test_labels_are_0_or_1(metric):
+  with pytest.raises(InputError, match="label: expected 0 or 1, found others"):
+    _METRICS[metric](_SCORE, _with(_LABEL, 2))
+  with pytest.raises(InputError, match=r"score|probability|label"):
+    _METRICS[metric](_SCORE[:0], _LABEL[:0])
+
+
+def test_weights_groups_and_probabilities_are_in_their_range():
+  for weight, group, message in (
+    (_with(_SCORE, -1), _USER, "weight: expected 0 or more"),
+    (_with(_SCORE, np.nan), _USER, "weight: expected finite"),
+    (_SCORE, _USER - 1, "group: expected 0 or more, found others in 2 of 4"),
+    (_SCORE, _USER + 0.5, "group: expected integers, found float64"),
+  ):
+    with pytest.raises(InputError, match=message):
+      metrics.weighted_auc(_SCORE, _LABEL, weight, group)
+  with pytest.raises(InputError, match="probability: expected values from 0"):
+    metrics.log_loss(_with(_SCORE, 1.5), _LABEL)
+
+
+def test_a_behaviour_never_seen_has_no_calibration():
+  assert np.isnan(metrics.calibration_error(_SCORE, np.zeros(4)))
+  assert np.isnan(metrics.auc(_SCORE, np.zeros(4)))
+  assert np.isnan(metrics.gauc(_SCORE, np.zeros(4), _USER))
+
+
+def test_fewer_impressions_than_bins_are_a_bin_each():
+  assert metrics.calibration_error(_SCORE, _LABEL) == pytest.approx(
+    (0.1 + 0.6 + 0.3 + 0.2) / 4 / 0.5
+  )
+
+
+def test_no_rounding_takes_an_auc_above_1():
+  """Small weights behind large ones: the groups are sums of one row."""
+  rng = np.random.default_rng(0)
+  group = np.repeat(np.arange(200), 20)
+  label = np.tile([0, 1], 2000)
+  weight = np.where(rng.random(4000) < 0.5, 1e-6, 1e3 * rng.random(4000))
+  found = metrics.weighted_auc(label + rng.random(4000), label, weight, group)
+  assert found.max() <= 1
+  np.testing.assert_allclose(found, 1, atol=1e-5)

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from mtf_jax.data import behaviours, kuairand
+from mtf_jax.io import InputError
 from mtf_jax.ranking import features, ranker
+
+_LIKES = behaviours.POSITIVE_INTERACTIONS
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +101,55 @@ def test_same_seed_same_ranker(days, trained):
   assert not np.array_equal(first, other)
 
 
-def test_too_few_rows(days):
+def test_too_few_rows_or_days(days):
   catalogue, earlier, _ = days
-  with pytest.raises(ValueError, match="at least batch_size"):
-    ranker.train_ranker(earlier.select(np.arange(10)), catalogue)
+  with pytest.raises(
+    InputError, match=r"at least batch_size = 1024 .* found 10; .*--test_from"
+  ):
+    ranker.train_ranker(earlier.select(np.arange(0, 2000, 200)), catalogue)
+  # Leaving its own day out, a row of the only day would have no features.
+  first = earlier.select(earlier.date == 20220425)
+  with pytest.raises(
+    InputError,
+    match=r"test_from: expected at least 2 training days before it, .*"
+    r"found 1 \(20220425\); give a later --test_from",
+  ):
+    ranker.train_ranker(first, catalogue)
+
+
+def test_a_constant_feature_does_not_blow_up_what_differs_from_it(days):
+  catalogue, earlier, later = days
+  # Nobody interacts on the training days.
+  no = np.zeros_like(earlier.like)
+  quiet = earlier._replace(like=no, comment=no, follow=no, forward=no)
+  fitted = ranker.train_ranker(quiet, catalogue, epochs=3, batch_size=256)
+  column = features.ENCODED.index("interaction")
+  assert fitted.scale[column] == 1.0
+  own = features.fit_encoder(quiet, catalogue)[1].numbers
+  varying = own.std(axis=0) > 1e-6
+  np.testing.assert_array_equal(fitted.scale[varying], own.std(axis=0)[varying])
+  # Of a behaviour that was never seen there is no AUC, and no error.
+  report = ranker.evaluate(
+    fitted, later._replace(**dict.fromkeys(_LIKES, np.zeros_like(later.like)))
+  )
+  assert np.isnan(report["interaction"]["auc"])
+  assert np.isnan(report["interaction"]["calibration_error"])
+  ranker.refuse_broken(report, later)
+
+
+def test_a_ranker_that_is_worse_than_none_is_refused(days, trained):
+  _, _, later = days
+  report = ranker.evaluate(trained, later)
+  ranker.refuse_broken(report, later)
+  for name, loss in (("click", 0.8), ("valid", np.nan), ("watch_time", 1e9)):
+    broken = {**report, name: {**report[name], "log_loss": loss}}
+    with pytest.raises(
+      InputError, match=rf"before --test_from .* none: {name} has a loss of"
+    ):
+      ranker.refuse_broken(broken, later)
+  # As good as answers of 0, or nearly: few updates, not a fault.
+  weak = {**report, "click": {**report["click"], "log_loss": 0.7}}
+  ranker.refuse_broken(weak, later)
 
 
 def test_user_observations(days, trained):
@@ -114,6 +162,12 @@ def test_user_observations(days, trained):
   )
   assert "user_click" in names
   assert "is_live_streamer" in names
+  # What all users have alike is 0, not a rounding error blown up.
+  alike = np.full_like(trained.encoder.user_numbers, 0.1)
+  values, _ = features.user_observations(
+    trained.encoder._replace(user_numbers=alike), catalogue
+  )
+  np.testing.assert_allclose(values[:, : alike.shape[1]], 0.0, atol=1e-6)
 
 
 @pytest.mark.skipif(not kuairand_files.REAL.is_dir(), reason="no KuaiRand log")
