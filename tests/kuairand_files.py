@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.data import kuairand
 from mtf_jax.fitting import population
 from mtf_jax.worlds import response
 
@@ -165,14 +166,15 @@ def write_folder(folder, *, num_users=300, num_items=200, num_rows=6000):
     del valid
     like, comment, follow, forward, hate = (int(x) for x in rare)
     length = 0 if np.isinf(duration[item]) else round(1000 * duration[item])
-    day = 20220425 + n % 6
+    day = n % 6
     rows.append(
       [
         user,
         item,
-        day,
+        20220425 + day,
         1800,
-        1650882384975 + 1000 * n,
+        # From 18:26 on, in Beijing.
+        1650882384975 + day * 86_400_000 + 500 * n,
         int(click),
         like,
         follow,
@@ -193,3 +195,26 @@ def write_folder(folder, *, num_users=300, num_items=200, num_rows=6000):
   write_csv(folder / "log_standard_a.csv.gz", LOG_COLUMNS, rows[:half])
   write_csv(folder / "log_standard_b.csv", LOG_COLUMNS, rows[half:])
   return model
+
+
+def read(folder):
+  """(the log, repetitions dropped) of a folder."""
+  return kuairand.read_log(folder, kuairand.read_catalogue(folder))
+
+
+def lines_of(folder):
+  """Lines of the plain log file that `write_folder` wrote, header first."""
+  return (folder / "log_standard_b.csv").read_text().splitlines()
+
+
+def write_lines(folder, lines):
+  (folder / "log_standard_b.csv").write_text("\n".join(lines) + "\n")
+
+
+def set_value(folder, row, column, value):
+  """Replaces one value of the plain log file; row counts from 1."""
+  lines = lines_of(folder)
+  fields = lines[row].split(",")
+  fields[LOG_COLUMNS.index(column)] = value
+  lines[row] = ",".join(fields)
+  write_lines(folder, lines)

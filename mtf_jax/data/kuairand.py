@@ -7,8 +7,8 @@ they average over the whole period, so they leak the later days).
 
 A log is read in one pass of bounded memory: batches are checked, narrowed and
 spilled into temporary partitions by user; each partition is then sorted, rid of
-exact duplicates and handed out. Because everything is checked before anything
-is handed out, a bad row leaves nothing half-loaded.
+repeated impressions and handed out. Because everything is checked before
+anything is handed out, a bad row leaves nothing half-loaded.
 
 References:
   [1] Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with
@@ -16,10 +16,10 @@ References:
 """
 
 import contextlib
-import datetime
 import os
 import pathlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -27,19 +27,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from mtf_jax.data import kuairand_csv
+from mtf_jax.data import kuairand_checks, kuairand_csv, kuairand_values
+from mtf_jax.io import InputError
 
 # Columns that are used, with the type that they are narrowed to.
-_FLAGS = (
-  "is_click",
-  "long_view",
-  "is_like",
-  "is_comment",
-  "is_follow",
-  "is_forward",
-  "is_hate",
-  "is_rand",
-)
 _LOG_TYPES: dict[str, type[np.signedinteger]] = {
   "user_id": np.int64,
   "video_id": np.int64,
@@ -48,7 +39,7 @@ _LOG_TYPES: dict[str, type[np.signedinteger]] = {
   "play_time_ms": np.int32,
   "duration_ms": np.int32,
   "tab": np.int16,
-  **dict.fromkeys(_FLAGS, np.int8),
+  **dict.fromkeys(kuairand_checks.FLAGS, np.int8),
 }
 _KEY = ("user_id", "time_ms", "video_id")
 # Environment variable that names the folder where no argument does.
@@ -133,89 +124,66 @@ def log_folder(log_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
     The folder; whether it exists is not looked at.
 
   Raises:
-    ValueError: neither names one.
+    InputError: neither names one.
   """
   folder = log_dir or os.environ.get(_LOG_DIR_VARIABLE)
   if not folder:
-    raise ValueError(
+    raise InputError(
       "log_dir: expected a folder in KuaiRand's layout, found none; give one or"
       f" set the environment variable {_LOG_DIR_VARIABLE}."
     )
   return pathlib.Path(folder)
 
 
-def _is_date(number: int) -> bool:
-  try:
-    datetime.datetime.strptime(str(number), "%Y%m%d")
-  except ValueError:
-    return False
-  return True
-
-
-def _check_values(
-  path: pathlib.Path,
-  first_row: int,
-  values: dict[str, np.ndarray],
-  catalogue: Catalogue,
-) -> None:
-  """Raises `ValueError` for the first value out of its range."""
-
-  def require(column, good, expected):
-    if not good.all():
-      index = int(np.argmin(good))
-      kuairand_csv.fail(
-        path,
-        first_row,
-        index,
-        column,
-        values[column][index].item(),
-        expected,
-      )
-
-  for column in ("play_time_ms", "duration_ms"):
-    require(column, values[column] >= 0, "a non-negative time")
-  for column in _FLAGS:
-    require(column, (values[column] == 0) | (values[column] == 1), "0 or 1")
-  dates, inverse = np.unique(values["date"], return_inverse=True)
-  valid = np.array([_is_date(date.item()) for date in dates], bool)
-  require("date", valid[inverse], "a date YYYYMMDD")
-  for column, ids in (
-    ("user_id", catalogue.user_ids),
-    ("video_id", catalogue.video_ids),
-  ):
-    place = np.minimum(np.searchsorted(ids, values[column]), len(ids) - 1)
-    require(column, ids[place] == values[column], "an id of the feature file")
-
-
 def iterate_log(
   log_dir: str | os.PathLike,
   catalogue: Catalogue,
   *,
+  max_unknown_share: float = 0.0,
   partitions: int = 64,
   block_bytes: int = 1 << 20,
 ) -> Iterator[tuple[ImpressionLog, int]]:
   """Streams a log of any size, all of a user's impressions together.
 
   Memory holds one block of a file and one of the partitions; the checked,
-  narrowed columns (46 bytes a row) wait on disk in between.
+  narrowed columns (46 bytes a row) wait on disk in between. A warning says with
+  counts what is no error but unusual; see `kuairand_checks`.
 
   Args:
     log_dir: folder with the log files.
     catalogue: `read_catalogue(log_dir)`.
+    max_unknown_share: share of the rows, 0 to 1, that may be of users or videos
+      that the catalogue does not have; they are left out and counted in a
+      warning.
     partitions: parts that the users are spread over; the log's narrowed size
       divided by it must fit in memory.
-    block_bytes: bytes of a file parsed at a time.
+    block_bytes: bytes of a file parsed at a time, at least those of a row.
 
   Yields:
-    (impressions ordered by user and time, exact duplicates dropped of them),
-    once per non-empty partition. Duplicates agree in user, video and time.
+    (impressions ordered by user and time, repeated ones dropped of them), once
+    per non-empty partition. Rows that agree in user, video and time are one
+    impression; the first that is read is kept. If others differ from it, a
+    warning after the last partition counts them.
 
   Raises:
-    ValueError: a missing column, an unparsable value, an unknown id, a negative
-      time, a flag other than 0 and 1 or a truncated file, naming file, row
-      (counted from 1 after the header) and column; before the first yield.
+    InputError: a file that is none or no CSV, missing columns, an unparsable
+      value, one out of its bounds, a date that is not that of the time, too
+      many unknown ids or a truncated file, naming file, row (counted from 1
+      after the header) and column; before the first yield.
   """
+  if not 0 <= max_unknown_share <= 1:
+    raise InputError(
+      f"max_unknown_share: expected 0 to 1, found {max_unknown_share}."
+    )
   columns = tuple(_LOG_TYPES)
+  milliseconds = np.where(
+    np.isinf(catalogue.duration), 0, 1000.0 * catalogue.duration
+  )
+  checks = kuairand_checks.Checks(
+    {"user_id": catalogue.user_ids, "video_id": catalogue.video_ids},
+    milliseconds,
+    max_unknown_share,
+  )
   files = kuairand_csv.find_files(log_dir, "log_")
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     writers: dict[int, ipc.RecordBatchStreamWriter] = {}
@@ -225,14 +193,14 @@ def iterate_log(
     for path in files:
       for first_row, batch in kuairand_csv.batches(path, columns, block_bytes):
         values = {
-          column: kuairand_csv.integers(
+          column: kuairand_values.integers(
             path, first_row, column, batch.column(column), dtype
           )
           for column, dtype in _LOG_TYPES.items()
         }
-        _check_values(path, first_row, values, catalogue)
-        part = values["user_id"] % partitions
-        for number in np.unique(part).tolist():
+        known = checks.block(path, first_row, values)
+        part = np.where(known, values["user_id"] % partitions, -1)
+        for number in np.unique(part[known]).tolist():
           if number not in writers:
             sink = pathlib.Path(folder, str(number))
             writers[number] = stack.enter_context(
@@ -245,25 +213,53 @@ def iterate_log(
             )
           )
     stack.close()
+    checks.finish(str(log_dir))
+    num_rows, num_repeated, differing = 0, 0, Counter[str]()
     for number in sorted(writers):
       with ipc.open_stream(pathlib.Path(folder, str(number))) as reader:
         table = reader.read_all()
-      yield _impressions(
-        {name: table.column(name).to_numpy() for name in columns}, catalogue
+      values, differ = _without_repeated(
+        {name: table.column(name).to_numpy() for name in columns}
       )
+      repeated = table.num_rows - len(values["user_id"])
+      num_rows += table.num_rows
+      num_repeated += repeated
+      differing += differ
+      yield _impressions(values, catalogue), repeated
+    kuairand_checks.say_repeated(
+      str(log_dir), num_rows, num_repeated, differing
+    )
 
 
-def _impressions(
-  values: dict[str, np.ndarray], catalogue: Catalogue
-) -> tuple[ImpressionLog, int]:
+def _without_repeated(
+  values: dict[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], Counter[str]]:
+  """Rows in order, the first of each key.
+
+  Returns:
+    (columns; by column how many of the others differ from the first there,
+    under "any" how many do anywhere).
+  """
   order = np.lexsort([values[name] for name in reversed(_KEY)])
   values = {name: column[order] for name, column in values.items()}
   keep = np.ones(len(order), bool)
   keep[1:] = np.any(
     [values[name][1:] != values[name][:-1] for name in _KEY], axis=0
   )
-  dropped = int(np.sum(~keep))
-  values = {name: column[keep] for name, column in values.items()}
+  again = np.flatnonzero(~keep)
+  # The kept row that stands last before each of the others.
+  first = np.flatnonzero(keep)[np.cumsum(keep)[again] - 1]
+  differ = {
+    name: column[again] != column[first] for name, column in values.items()
+  }
+  differ["any"] = np.any(list(differ.values()), axis=0)
+  counts = Counter({name: int(rows.sum()) for name, rows in differ.items()})
+  return {name: column[keep] for name, column in values.items()}, counts
+
+
+def _impressions(
+  values: dict[str, np.ndarray], catalogue: Catalogue
+) -> ImpressionLog:
   duration = (values["duration_ms"] / 1000).astype(np.float32)
   return ImpressionLog(
     user=_index(catalogue.user_ids, values["user_id"]),
@@ -281,7 +277,7 @@ def _impressions(
     forward=values["is_forward"],
     hate=values["is_hate"],
     is_rand=values["is_rand"],
-  ), dropped
+  )
 
 
 def _index(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -289,23 +285,30 @@ def _index(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def read_log(
-  log_dir: str | os.PathLike, catalogue: Catalogue
+  log_dir: str | os.PathLike,
+  catalogue: Catalogue,
+  *,
+  max_unknown_share: float = 0.0,
 ) -> tuple[ImpressionLog, int]:
   """Reads a log that fits in memory; see `iterate_log`.
 
   Args:
     log_dir: folder with the log files.
     catalogue: `read_catalogue(log_dir)`.
+    max_unknown_share: share of the rows, 0 to 1, that may be of unknown users
+      or videos and are left out.
 
   Returns:
-    (impressions ordered by user and time, exact duplicates dropped).
+    (impressions ordered by user and time, repeated ones dropped).
 
   Raises:
-    ValueError: as `iterate_log`, or no impression at all.
+    InputError: as `iterate_log`, or no impression at all.
   """
-  parts = list(iterate_log(log_dir, catalogue))
+  parts = list(
+    iterate_log(log_dir, catalogue, max_unknown_share=max_unknown_share)
+  )
   if not parts:
-    raise ValueError(f"log_dir: expected impressions, found none in {log_dir}.")
+    raise InputError(f"log_dir: expected impressions, found none in {log_dir}.")
   joined = ImpressionLog(
     *(
       np.concatenate(column)
@@ -317,42 +320,22 @@ def read_log(
 
 
 def split_days(
-  log: ImpressionLog, first_held_out: int
+  log: ImpressionLog, test_from: int
 ) -> tuple[ImpressionLog, ImpressionLog]:
-  """Splits by whole days: before `first_held_out` (YYYYMMDD), and from it on.
+  """Splits by whole days: before `test_from` (YYYYMMDD), and from it on.
 
   Raises:
-    ValueError: one of the two parts would be empty.
+    InputError: one of the two parts would be empty.
   """
-  later = log.date >= first_held_out
+  later = log.date >= test_from
   if later.all() or not later.any():
-    raise ValueError(
-      f"first_held_out: expected a day after {log.date.min()} and up to"
-      f" {log.date.max()}, found {first_held_out}."
+    days = np.unique(log.date)
+    raise InputError(
+      f"test_from: expected one of the log's {len(days)} days"
+      f" ({days[0]} to {days[-1]}) and not the first, found {test_from}; give"
+      " another --test_from."
     )
   return log.select(~later), log.select(later)
-
-
-def _ids(
-  column: str,
-  values: dict[str, list[str]],
-  places: list[tuple[pathlib.Path, int]],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Sorted unique ids, and the row of each."""
-  seen: dict[int, int] = {}
-  for row, text in enumerate(values[column]):
-    path, index = places[row]
-    if not text.isdecimal():
-      kuairand_csv.fail(
-        path, index, 0, column, text, "a non-negative integer id"
-      )
-    if int(text) in seen:
-      kuairand_csv.fail(path, index, 0, column, text, "every id once")
-    seen[int(text)] = row
-  if not seen:
-    raise ValueError(f"{column}: expected feature rows, found none.")
-  ids = np.array(sorted(seen), np.int64)
-  return ids, np.array([seen[value] for value in ids.tolist()])
 
 
 def _codes(values: list[str], rows: np.ndarray) -> np.ndarray:
@@ -371,33 +354,31 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
     The catalogue. Categories that are missing have a code of their own.
 
   Raises:
-    ValueError: a missing column, an unparsable or repeated id or an unparsable
-      duration, naming file, row and column.
+    InputError: a file that is none or no CSV, missing columns, an unparsable or
+      repeated id or an unparsable duration, naming file, row and column.
   """
-  columns = ("user_id", *_USER_CATEGORIES)
-  users, places = kuairand_csv.table(
-    kuairand_csv.find_files(log_dir, "user_features"), columns
+  user_ids, users, _ = kuairand_values.table(
+    kuairand_csv.find_files(log_dir, "user_features"),
+    "user_id",
+    _USER_CATEGORIES,
   )
-  user_ids, user_rows = _ids("user_id", users, places)
-
-  columns = ("video_id", *_VIDEO_CATEGORIES, "tag", "video_duration")
-  videos, places = kuairand_csv.table(
-    kuairand_csv.find_files(log_dir, "video_features"), columns
+  user_rows = np.argsort(user_ids)
+  video_ids, videos, places = kuairand_values.table(
+    kuairand_csv.find_files(log_dir, "video_features"),
+    "video_id",
+    (*_VIDEO_CATEGORIES, "tag", "video_duration"),
   )
-  video_ids, rows = _ids("video_id", videos, places)
+  rows = np.argsort(video_ids)
   duration = np.full(len(video_ids), np.inf, np.float32)
   for place, row in enumerate(rows):
     text = videos["video_duration"][row]
     if text in _MISSING:
       continue
-    milliseconds = float("nan")
-    with contextlib.suppress(ValueError):
-      milliseconds = float(text)
-    if not 0 <= milliseconds < np.inf:
+    milliseconds = kuairand_values.decimal(text)
+    if not milliseconds <= kuairand_checks.DAY:
       path, index = places[row]
-      kuairand_csv.fail(
-        path, index, 0, "video_duration", text, "a non-negative time"
-      )
+      expected = f"a time of at most a day ({kuairand_checks.DAY} ms)"
+      kuairand_values.fail(path, index, 0, "video_duration", text, expected)
     if milliseconds > 0:
       duration[place] = milliseconds / 1000
 
@@ -413,8 +394,8 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
   for place, names in enumerate(tags):
     video_tags[place, [vocabulary[name] for name in names]] = 1.0
   return Catalogue(
-    user_ids=user_ids,
-    video_ids=video_ids,
+    user_ids=user_ids[user_rows],
+    video_ids=video_ids[rows],
     user_categories=np.stack(
       [_codes(users[name], user_rows) for name in _USER_CATEGORIES], axis=1
     ),

@@ -1,0 +1,140 @@
+"""Values of a KuaiRand folder's files: one grammar of numbers, exact refusals."""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute as pc
+
+from mtf_jax.data import kuairand_csv
+
+# One grammar of numbers. Python's `int` and Arrow's cast each take more: signs,
+# spaces, underscores and other scripts' digits the one, hexadecimal the other.
+_INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
+_IN_INTEGER = b"-0123456789"
+
+
+def fail(
+  path: pathlib.Path,
+  first_row: int,
+  index: int,
+  column: str,
+  found: str | int,
+  expected: str,
+) -> NoReturn:
+  """Refuses the value at `index` of a batch.
+
+  Args:
+    path: the file.
+    first_row: rows of it before the batch.
+    index: row of the batch, from 0.
+    column: the value's.
+    found: the value.
+    expected: in words.
+
+  Raises:
+    InputError: always.
+  """
+  shown = found if isinstance(found, int) else repr(found[:80])
+  kuairand_csv.refuse(
+    path,
+    f"row {first_row + index + 1}: column {column}: ",
+    f"expected {expected}, found {shown}.",
+  )
+
+
+def _in_grammar(strings: pa.StringArray) -> bool:
+  """Whether no byte stands in the strings that no integer has."""
+  _, offsets, text = strings.buffers()
+  if text is None:
+    return True
+  ends = np.frombuffer(offsets, np.int32)[strings.offset :]
+  used = text.slice(ends[0], ends[len(strings)] - ends[0]).to_pybytes()
+  return not used.translate(None, _IN_INTEGER)
+
+
+def integers(
+  path: pathlib.Path,
+  first_row: int,
+  column: str,
+  strings: pa.StringArray,
+  dtype: type[np.signedinteger],
+) -> np.ndarray:
+  """Parses one column of a batch, exactly, as integers of `dtype`.
+
+  An integer is a sequence of the digits 0 to 9, after a minus or not.
+
+  Raises:
+    InputError: a value is no integer, or out of the type's range.
+  """
+  if _in_grammar(strings):
+    with contextlib.suppress(pa.ArrowInvalid):
+      return pc.cast(strings, pa.from_numpy_dtype(dtype)).to_numpy(
+        zero_copy_only=False
+      )
+  limits = np.iinfo(dtype)
+  for index, text in enumerate(strings.to_pylist()):
+    # Python refuses to parse numbers of thousands of digits.
+    good = _INTEGER.fullmatch(text) and len(text) < 100
+    if not good or not limits.min <= int(text) <= limits.max:
+      fail(path, first_row, index, column, text, f"an {dtype.__name__}")
+  # Only what Arrow refuses and the grammar takes would come here.
+  return np.array([int(text) for text in strings.to_pylist()], dtype)
+
+
+def decimal(text: str) -> float:
+  """A non-negative number such as 87433.0; NaN if the text is none."""
+  return float(text) if _DECIMAL.fullmatch(text) else float("nan")
+
+
+def table(
+  paths: Sequence[pathlib.Path], id_column: str, columns: Sequence[str]
+) -> tuple[np.ndarray, dict[str, list[str]], list[tuple[pathlib.Path, int]]]:
+  """All rows of files, each with an id of its own.
+
+  Args:
+    paths: the files.
+    id_column: name of the column of ids.
+    columns: other columns to read.
+
+  Returns:
+    (ids, int64; strings by column; (file, row from 0) of each row).
+
+  Raises:
+    InputError: as `kuairand_csv.batches`; no row at all, an id that is no non-negative
+      integer, or is there twice.
+  """
+  blocks: list[np.ndarray] = []
+  values: dict[str, list[str]] = {column: [] for column in columns}
+  places: list[tuple[pathlib.Path, int]] = []
+  for path in paths:
+    for first_row, batch in kuairand_csv.batches(
+      path, (id_column, *columns), 1 << 20
+    ):
+      strings = batch.column(id_column)
+      found = integers(path, first_row, id_column, strings, np.int64)
+      if (found < 0).any():
+        index = int(np.argmax(found < 0))
+        value = found[index].item()
+        fail(path, first_row, index, id_column, value, "a non-negative integer")
+      blocks.append(found)
+      for column in columns:
+        values[column].extend(batch.column(column).to_pylist())
+      places.extend((path, first_row + k) for k in range(batch.num_rows))
+  if not places:
+    kuairand_csv.refuse(
+      paths[0], "", "expected rows after the header, found none."
+    )
+  ids = np.concatenate(blocks)
+  # Of equal ids the first is the earliest row.
+  order = np.argsort(ids, kind="stable")
+  again = order[1:][ids[order][1:] == ids[order][:-1]]
+  if len(again):
+    path, row = places[again.min()]
+    fail(path, row, 0, id_column, ids[again.min()].item(), "every id once")
+  return ids, values, places
