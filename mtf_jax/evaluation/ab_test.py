@@ -4,6 +4,7 @@ Letters: `B` sessions, `T` requests, `G` reward groups, `O` outcomes.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import chex
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax import policies
+from mtf_jax.arrays import as_columns
 from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.evaluation.statistics import paired_comparison
+from mtf_jax.io import InputError
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.returns import ExpectedRewards
@@ -128,6 +131,22 @@ def evaluate(
   )
 
 
+def check_paired(policy: EvalResult, base: EvalResult) -> None:
+  """Refuses results of different sessions, which no comparison may pair.
+
+  Args:
+    policy, base: judged policies.
+
+  Raises:
+    InputError: the sessions' users differ.
+  """
+  if not np.array_equal(policy.user, base.user):
+    raise InputError(
+      "policy, base: expected the same users' sessions in the same order, found"
+      " different users."
+    )
+
+
 def figures(
   policy: EvalResult, base: EvalResult, slate_size: int
 ) -> dict[str, Any]:
@@ -140,8 +159,13 @@ def figures(
   Returns:
     For reward, valid consumption, duration (both per session and, the sessions
     being the same, per user) and session length: `*_gain_pct`, `*_gain_ci95`,
-    `*_p_value`. Hate rates per shown item.
+    `*_p_value`. Hate rates per shown item, NaN if none was shown.
+
+  Raises:
+    InputError: the two were judged on different sessions, or hold values that
+      are masked or not finite.
   """
+  check_paired(policy, base)
   column = {name: n for n, name in enumerate(OUTCOMES)}
   values = {
     "reward": (policy.reward, base.reward),
@@ -156,7 +180,15 @@ def figures(
     result[f"{name}_gain_ci95"] = list(gain.ci95)
     result[f"{name}_p_value"] = gain.p_value
   for name, results in (("hate_rate", policy), ("hate_rate_base", base)):
-    hates = np.asarray(results.outcome[:, column["hate"]], np.float64).sum()
-    shown = np.asarray(results.requests, np.float64).sum() * slate_size
-    result[name] = float(hates / shown)
+    hates, requests = (
+      values.sum(dtype=np.float64)
+      for values in as_columns(
+        {
+          "outcome": results.outcome[:, column["hate"]],
+          "requests": results.requests,
+        }
+      )
+    )
+    shown = requests * slate_size
+    result[name] = float(hates / shown) if shown else math.nan
   return result

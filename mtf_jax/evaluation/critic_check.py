@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.arrays import as_numbers
 from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.policies import Act, Decision, is_held
@@ -289,11 +290,15 @@ def figures(
     `reliability` is the share of the variance of the `M` continuations' mean
     that is not noise, `correlation_without_noise` the correlation divided by
     its root. Each with `_ci95`; None where it is undefined.
+
+  Raises:
+    InputError: values that are masked or not finite: sorted by Q they would
+      have a decile.
   """
-  predicted = np.asarray(compared.predicted, np.float64)
-  true = np.asarray(compared.true, np.float64)
+  predicted = as_numbers(compared.predicted, "Q").astype(np.float64)
+  true = as_numbers(compared.true, "return").astype(np.float64)
   continuations = true.shape[1]
-  _, unit = np.unique(np.asarray(compared.user), return_inverse=True)
+  _, unit = np.unique(as_numbers(compared.user, "user"), return_inverse=True)
   counts = stats.resample(unit.max() + 1, replicates, seed)[:, unit]
   counts = np.r_[np.ones((1, len(unit))), counts]
 

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtf_jax.arrays import as_numbers
 from mtf_jax.evaluation import statistics as stats
+from mtf_jax.io import InputError, as_array
 from mtf_jax.ranking import metrics
 
 # An impression that earned nothing weighs so little that others decide; where
@@ -55,13 +57,40 @@ def day_auc(score: np.ndarray, impressions: Impressions) -> np.ndarray:
   Args:
     score: `[n]` fused scores, on any scale that increases with them.
     impressions: what was shown.
+
+  Raises:
+    InputError: a score, label or reward is masked or not finite, a reward
+      negative, a label neither 0 nor 1, or lengths or days do not fit.
   """
-  weight = np.maximum(impressions.reward, _MIN_WEIGHT)
-  return metrics.weighted_auc(score, impressions.label, weight, impressions.day)
+  reward = as_numbers(impressions.reward, "impressions.reward")
+  if (reward < 0).any():
+    raise InputError(
+      "impressions.reward: expected 0 or more, found"
+      f" {int((reward < 0).sum())} negative ones."
+    )
+  weight = np.maximum(reward, _MIN_WEIGHT)
+  found = metrics.weighted_auc(
+    score, impressions.label, weight, impressions.day
+  )
+  if found.shape != np.shape(impressions.user):
+    raise InputError(
+      "impressions.day: expected impressions of each of the"
+      f" {len(impressions.user)} user days, the last included, found"
+      f" {len(found)} days."
+    )
+  return found
 
 
 def _sums(auc, impressions, users):
   """Per user: impressions of the days that count, and these times their AUC."""
+  # NaN is a day of one label.
+  good = np.isnan(auc) | ((auc >= 0) & (auc <= 1))
+  if np.shape(auc) != np.shape(impressions.user) or not good.all():
+    raise InputError(
+      f"auc: expected values from 0 to 1, or NaN, of"
+      f" {len(impressions.user)} user days, found shape {np.shape(auc)} and"
+      f" {int((~good).sum())} other values."
+    )
   counts = np.bincount(impressions.day, minlength=len(impressions.user))
   weight = np.where(np.isfinite(auc), counts, 0.0)
   total = weight * np.where(np.isfinite(auc), auc, 0.0)
@@ -71,7 +100,16 @@ def _sums(auc, impressions, users):
 
 
 def mtf_gauc(auc: np.ndarray, impressions: Impressions) -> float:
-  """The mean of `day_auc` weighted by impressions; NaN if no day counts."""
+  """The mean of `day_auc` weighted by impressions; NaN if no day counts.
+
+  Args:
+    auc: `[D]` of `day_auc`.
+    impressions: what was shown.
+
+  Raises:
+    InputError: `auc` is none of these impressions.
+  """
+  auc = as_array(auc, "auc")
   total, weight = _sums(auc, impressions, np.unique(impressions.user))
   return float(total.sum() / weight.sum()) if weight.any() else float("nan")
 
@@ -99,15 +137,25 @@ def compare_policies(
     By policy `gauc`, `ci95`, `minus_base`, `minus_base_ci95`.
 
   Raises:
-    ValueError: `base` is none of the policies, or no day has both labels.
+    InputError: `base` is none of the policies, no day has both labels, or a
+      policy's AUC are none of these impressions or undefined on other days than
+      the base's: its mean would be over other days.
   """
   if base not in auc:
-    raise ValueError(f"base: expected one of {list(auc)}, found {base!r}.")
+    raise InputError(f"base: expected one of {list(auc)}, found {base!r}.")
+  auc = {name: as_array(value, f"auc[{name!r}]") for name, value in auc.items()}
+  for name, value in auc.items():
+    if not np.array_equal(np.isnan(value), np.isnan(auc[base])):
+      raise InputError(
+        f"auc[{name!r}]: expected NaN on the days of {base!r} and no others,"
+        f" found {int(np.isnan(value).sum())} instead of"
+        f" {int(np.isnan(auc[base]).sum())} such days, or others."
+      )
   users = np.unique(impressions.user)
   sums = {name: _sums(value, impressions, users) for name, value in auc.items()}
   weight = sums[base][1]
   if not weight.any():
-    raise ValueError(
+    raise InputError(
       "impressions: expected a user day with both labels, found none."
     )
   counted = weight > 0

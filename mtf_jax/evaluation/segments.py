@@ -3,14 +3,17 @@
 Letters: `B` sessions.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtf_jax.evaluation.ab_test import EvalResult
+from mtf_jax.arrays import as_columns, as_numbers
+from mtf_jax.evaluation.ab_test import EvalResult, check_paired
 from mtf_jax.evaluation.statistics import paired_comparison
 from mtf_jax.evaluation.tables import Table
+from mtf_jax.io import InputError
 from mtf_jax.worlds.world import World
 
 # User features of the fitted and of the synthetic world that users are divided
@@ -42,27 +45,25 @@ def gains(
 
   Returns:
     For all users, and for each feature and tercile that has users: `feature`,
-    `segment`, `users`, `sessions`, `base_share` (of the base's reward),
-    `reward_gain_pct`, `reward_gain_ci95` (None, None for a single user) and
+    `segment`, `users`, `sessions`, `base_share` (of the base's reward, NaN if
+    that is 0), `reward_gain_pct`, `reward_gain_ci95` (None, None for a single user) and
     `reward_p_value`.
 
   Raises:
-    ValueError: the two were judged on different sessions, or the world has none
-      of the features.
+    InputError: the two were judged on different sessions, hold values that are
+      masked or not finite, or the world has none of the features or such values
+      in one.
   """
-  user = np.asarray(base.user)
-  if not np.array_equal(np.asarray(policy.user), user):
-    raise ValueError(
-      "policy, base: expected the same users' sessions in the same order, found"
-      " different users."
-    )
+  check_paired(policy, base)
   features = [name for name in FEATURES if name in world.feature_names]
   if not features:
-    raise ValueError(
+    raise InputError(
       f"world: expected a user feature of {', '.join(FEATURES)}, found"
       f" {', '.join(world.feature_names)}."
     )
-  better, worse = np.asarray(policy.reward), np.asarray(base.reward)
+  better, worse, user = as_columns(
+    {"policy": policy.reward, "base": base.reward, "user": base.user}
+  )
   total = worse.sum(dtype=np.float64)
 
   def row(feature, segment, mine):
@@ -73,7 +74,9 @@ def gains(
       "segment": segment,
       "users": users,
       "sessions": int(mine.sum()),
-      "base_share": float(worse[mine].sum(dtype=np.float64) / total),
+      "base_share": float(worse[mine].sum(dtype=np.float64) / total)
+      if total
+      else math.nan,
       "reward_gain_pct": gain.gain,
       "reward_gain_ci95": list(gain.ci95) if users > 1 else [None, None],
       "reward_p_value": gain.p_value if users > 1 else None,
@@ -82,7 +85,8 @@ def gains(
   result = [row("all", "all", np.ones(len(user), bool))]
   users = np.unique(user)
   for name in features:
-    value = np.asarray(world.user_features)[:, world.feature_names.index(name)]
+    value = world.user_features[:, world.feature_names.index(name)]
+    value = as_numbers(value, f"user feature {name}")
     edges = np.quantile(value[users], [1 / 3, 2 / 3])
     tercile = np.searchsorted(edges, value[user], side="right")
     for number, segment in enumerate(_TERCILES):

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import chex
 import numpy as np
 
+from mtf_jax.arrays import as_columns
+from mtf_jax.io import InputError, as_array
+
 
 class Gain(NamedTuple):
   """Relative gain of a policy over another.
@@ -41,9 +44,19 @@ def relative_gain(better: np.ndarray, base: np.ndarray) -> Gain:
     base: `[B]` returns of the other one, same sessions in the same order.
 
   Returns:
-    `100 (mean(better) / mean(base) - 1)` and its standard error.
+    `100 (mean(better) / mean(base) - 1)` and its standard error; NaN where the
+    base's returns have mean 0.
+
+  Raises:
+    InputError: returns that are masked or not finite, or numbers of sessions
+      that differ or are 0.
   """
-  better, base = np.asarray(better, np.float64), np.asarray(base, np.float64)
+  better, base = (
+    column.astype(np.float64)
+    for column in as_columns({"better": better, "base": base})
+  )
+  if not base.mean():
+    return Gain(math.nan, math.nan)
   ratio = better.mean() / base.mean()
   error = np.std(better - ratio * base) / (base.mean() * np.sqrt(base.size))
   return Gain(100.0 * (ratio - 1.0), 100.0 * error)
@@ -69,8 +82,19 @@ def resample(num_units: int, replicates: int, seed: int) -> np.ndarray:
 
 
 def interval(replicates: np.ndarray) -> list[Any]:
-  """Percentile interval of 95%, as JSON has it; None where it is undefined."""
-  if not np.isfinite(replicates).all():
+  """Percentile interval of 95%, as JSON has it.
+
+  Args:
+    replicates: `[R]`; NaN or infinite where a replicate is undefined.
+
+  Returns:
+    Its ends; None and None where a replicate is undefined, or there is none.
+
+  Raises:
+    InputError: replicates that are masked.
+  """
+  replicates = as_array(replicates, "replicates")
+  if not replicates.size or not np.isfinite(replicates).all():
     return [None, None]
   return np.quantile(replicates, [0.025, 0.975]).tolist()
 
@@ -103,14 +127,19 @@ def paired_comparison(
     user: `[B]` the sessions' users.
 
   Returns:
-    The gain.
+    The gain; NaN throughout where the base's sum is 0.
+
+  Raises:
+    InputError: values that are masked or not finite, or numbers of sessions
+      that differ or are 0.
   """
-  _, unit = np.unique(np.asarray(user), return_inverse=True)
-  gain = relative_gain(
-    np.bincount(unit, np.asarray(policy)), np.bincount(unit, np.asarray(base))
+  policy, base, user = as_columns(
+    {"policy": policy, "base": base, "user": user}
   )
-  # Equal policies have no error and no gain.
-  z = gain.percent / gain.error if gain.error > 0 else 0.0
+  _, unit = np.unique(user, return_inverse=True)
+  gain = relative_gain(np.bincount(unit, policy), np.bincount(unit, base))
+  # Equal policies have no error and no gain. What is undefined has no p either.
+  z = gain.percent / gain.error if gain.error else 0.0
   return Comparison(
     float(gain.percent),
     (float(gain.low), float(gain.high)),
@@ -127,7 +156,22 @@ _STUDENT = (
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-  """95% interval of a mean over two or more seeds, Student's t."""
+  """95% interval of a mean over seeds, Student's t.
+
+  Args:
+    values: two or more, one a seed.
+
+  Returns:
+    Its ends.
+
+  Raises:
+    InputError: fewer than two values, or some that are masked or not finite.
+  """
+  (column,) = as_columns({"values": values})
+  if column.size < 2:
+    raise InputError(
+      f"values: expected two or more seeds, found {column.size}."
+    )
   quantile = (*_STUDENT, 1.96)[min(len(values) - 2, len(_STUDENT))]
   error = quantile * statistics.stdev(values) / math.sqrt(len(values))
   mean = statistics.fmean(values)

@@ -6,6 +6,7 @@ import pytest
 from mtf_jax import policies
 from mtf_jax.evaluation import critic_check
 from mtf_jax.evaluation.critic_check import Compared, Effort
+from mtf_jax.io import InputError
 from mtf_jax.kernels import exploration
 from mtf_jax.studies.progressive import report as progressive_report
 from mtf_jax.worlds import env
@@ -233,3 +234,21 @@ def test_noise_of_the_returns_is_taken_out():
   )
   page = progressive_report.markdown([critic_check.table("Q", found)], "{}")
   assert page.count("\n| ") == 12
+
+
+def test_what_is_no_number_is_in_no_decile():
+  rng = np.random.default_rng(0)
+  compared = critic_check.Compared(
+    user=np.arange(20),
+    predicted=rng.random((20, 2)),
+    true=rng.random((20, 3, 2, 2)),
+  )
+  critic_check.figures(compared, replicates=10)
+  for field, name in (("predicted", "Q"), ("true", "return")):
+    values = np.array(getattr(compared, field))
+    values[4] = np.nan
+    with pytest.raises(InputError, match=f"^{name}: expected finite values"):
+      critic_check.figures(compared._replace(**{field: values}))
+    masked = np.ma.masked_less(getattr(compared, field), 0.5)
+    with pytest.raises(InputError, match=f"^{name}: .* without a mask"):
+      critic_check.figures(compared._replace(**{field: masked}))

@@ -3,6 +3,7 @@ import pytest
 
 from mtf_jax.evaluation import mtf_gauc
 from mtf_jax.evaluation.mtf_gauc import Impressions
+from mtf_jax.io import InputError
 
 
 def _by_hand():
@@ -97,3 +98,55 @@ def test_what_cannot_be_compared_is_refused():
   assert np.isnan(mtf_gauc.mtf_gauc(auc["ES"], alike))
   with pytest.raises(ValueError, match="a user day with both labels"):
     mtf_gauc.compare_policies(auc, alike, "ES")
+
+
+def _changed(array, value):
+  array = np.array(array, float)
+  array[4] = value
+  return array
+
+
+@pytest.mark.parametrize(
+  ("field", "change", "message"),
+  [
+    ("reward", lambda a: _changed(a, np.nan), "impressions.reward: .* finite"),
+    ("reward", lambda a: _changed(a, np.inf), "impressions.reward: .* finite"),
+    ("reward", lambda a: -a, "impressions.reward: expected 0 or more, found 9"),
+    ("reward", lambda a: np.ma.masked_less(a, 1), "reward: .* without a mask"),
+    ("label", lambda a: _changed(a, np.nan), "label: expected finite values"),
+    ("label", lambda a: _changed(a, 0.5), "label: expected 0 or 1"),
+    ("day", lambda a: a[:5], r"group: expected shape \[9\]"),
+    (
+      "user",
+      lambda a: a[:3],
+      "expected impressions of each of the 3 user days",
+    ),
+    ("score", lambda a: _changed(a, np.nan), "score: expected finite values"),
+    ("score", lambda a: np.ma.masked_less(a, 0.5), "score: .* without a mask"),
+  ],
+)
+def test_a_day_is_not_dropped_for_a_bad_value(field, change, message):
+  """The AUC of such a day would be NaN, as that of a day of one label."""
+  impressions, score = _by_hand(), _SCORE
+  if field == "score":
+    score = change(score)
+  else:
+    impressions = impressions._replace(
+      **{field: change(getattr(impressions, field))}
+    )
+  with pytest.raises(InputError, match=message):
+    mtf_gauc.day_auc(score, impressions)
+
+
+def test_policies_are_judged_on_the_same_days():
+  impressions = _by_hand()
+  auc = mtf_gauc.day_auc(_SCORE, impressions)
+  worse = auc.copy()
+  worse[0] = np.nan
+  with pytest.raises(
+    InputError, match=r"auc\['b'\]: expected NaN on the days of 'a'"
+  ):
+    mtf_gauc.compare_policies({"a": auc, "b": worse}, impressions, "a")
+  for wrong in (auc[:3], auc * 10):
+    with pytest.raises(InputError, match="auc: expected values from 0 to 1"):
+      mtf_gauc.mtf_gauc(wrong, impressions)

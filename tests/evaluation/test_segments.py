@@ -2,8 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax.evaluation import segments
+from mtf_jax.evaluation import ab_test, segments
 from mtf_jax.evaluation.ab_test import EvalResult
+from mtf_jax.io import InputError
 from mtf_jax.studies.progressive import report as progressive_report
 from tests.small_world import small_world
 
@@ -85,3 +86,34 @@ def test_unpaired_policies_and_unknown_features_are_refused(results):
   )
   with pytest.raises(ValueError, match="expected a user feature of user_log"):
     segments.gains(policy, base, bare)
+
+
+def test_what_is_no_number_is_in_no_segment(results):
+  policy, base, world = results
+  for reward, message in (
+    (np.where(np.arange(2000) == 7, np.nan, base.reward), "finite .* at 7"),
+    (np.ma.masked_less(base.reward, 1), "without a mask"),
+  ):
+    with pytest.raises(InputError, match=f"policy: expected .*{message}"):
+      segments.gains(policy._replace(reward=reward), base, world)
+    with pytest.raises(InputError, match=f"base: expected .*{message}"):
+      segments.gains(policy, base._replace(reward=reward), world)
+  features = np.array(world.user_features)
+  features[3, world.feature_names.index("activity")] = np.nan
+  with pytest.raises(InputError, match=r"user feature activity: .* at 3"):
+    segments.gains(policy, base, world.replace(user_features=features))
+
+
+def test_figures_are_of_the_same_sessions(results):
+  policy, base, _ = results
+  found = ab_test.figures(policy, base, 6)
+  assert found["reward_gain_pct"] == pytest.approx(
+    100 * (policy.reward.sum() / base.reward.sum() - 1)
+  )
+  assert found["hate_rate"] == 0 and np.isnan(found["uvc_gain_pct"])
+  with pytest.raises(InputError, match="the same users' sessions"):
+    ab_test.figures(policy._replace(user=base.user[::-1]), base, 6)
+  with pytest.raises(InputError, match="base: expected finite values"):
+    ab_test.figures(policy, base._replace(requests=np.full(2000, np.nan)), 6)
+  nothing = base._replace(requests=np.zeros(2000))
+  assert np.isnan(ab_test.figures(policy, nothing, 6)["hate_rate_base"])

@@ -3,6 +3,7 @@ import pytest
 import scipy.stats
 
 from mtf_jax.evaluation import statistics as stats
+from mtf_jax.io import InputError
 
 
 def test_interval_counts_users_not_sessions():
@@ -49,3 +50,43 @@ def test_mean_interval_is_student_s(count):
   # Beyond 30 degrees of freedom the normal quantile is 4% too narrow at most.
   rtol = 1e-3 if count < 32 else 5e-2
   np.testing.assert_allclose(found, expected, rtol=rtol)
+
+
+_ONES, _USER = np.ones(4), np.array([0, 0, 1, 1])
+_BAD = [
+  (np.array([1, np.nan, 1, 1]), "expected finite values, found 1 of 4 .* at 1"),
+  (np.array([1, 1, np.inf, 1]), "expected finite values, found 1 of 4 .* at 2"),
+  (np.ma.masked_less(np.arange(4), 1), "expected an array without a mask"),
+  (np.ones(3), r"expected shape \[[34]\]"),
+  (np.ones(1), r"expected shape \[[14]\]"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), _BAD)
+def test_returns_that_are_no_numbers_are_refused(bad, message):
+  for values in ((bad, _ONES), (_ONES, bad)):
+    with pytest.raises(InputError, match=message):
+      stats.relative_gain(*values)
+    with pytest.raises(InputError, match=message):
+      stats.paired_comparison(*values, _USER)
+  with pytest.raises(InputError, match=message):
+    stats.paired_comparison(_ONES, _ONES, bad)
+
+
+def test_a_gain_over_nothing_is_undefined():
+  """It has neither a gain nor a p-value; 1 would say "no difference"."""
+  gain = stats.relative_gain(_ONES, np.zeros(4))
+  assert np.isnan([gain.percent, gain.error, gain.low, gain.high]).all()
+  found = stats.paired_comparison(_ONES, np.array([1, -1, 2, -2.0]), _USER)
+  assert np.isnan([found.gain, *found.ci95, found.p_value]).all()
+
+
+def test_intervals_of_what_is_undefined():
+  assert stats.interval(np.array([1.0, np.nan])) == [None, None]
+  assert stats.interval(np.array([])) == [None, None]
+  with pytest.raises(InputError, match="replicates: expected an array without"):
+    stats.interval(np.ma.masked_less(np.arange(4.0), 1))
+  with pytest.raises(InputError, match="values: expected two or more seeds"):
+    stats.mean_interval([1.0])
+  with pytest.raises(InputError, match="values: expected finite values"):
+    stats.mean_interval([1.0, np.nan])

@@ -9,6 +9,7 @@ import numpy as np
 
 from mtf_jax.data import behaviours, kuairand
 from mtf_jax.fitting.response_fit import fit_response
+from mtf_jax.io import InputError
 from mtf_jax.studies.audit import marginals
 from mtf_jax.worlds import response as response_lib
 
@@ -45,7 +46,11 @@ def _feedback(log: kuairand.ImpressionLog) -> np.ndarray:
 
 
 def held_out_comparison(
-  log_dir: str | os.PathLike[str], *, test_from: int, seed: int
+  log_dir: str | os.PathLike[str],
+  *,
+  test_from: int,
+  seed: int,
+  max_unknown_share: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Facts of the held-out days, real and as the fitted responses have them.
 
@@ -56,12 +61,20 @@ def held_out_comparison(
     log_dir: folder in KuaiRand's own layout.
     test_from: first held-out day.
     seed: of the fits and of the responses.
+    max_unknown_share: share of the rows that may be of unknown users or videos;
+      see `kuairand.iterate_log`.
 
   Returns:
     (`describe` of the log, `describe` of the responses).
+
+  Raises:
+    InputError: bad data, or a day on whose sides nothing can be fitted or held
+      out.
   """
   catalogue = kuairand.read_catalogue(log_dir)
-  log, _ = kuairand.read_log(log_dir, catalogue)
+  log, _ = kuairand.read_log(
+    log_dir, catalogue, max_unknown_share=max_unknown_share
+  )
   earlier, later = kuairand.split_days(log, test_from)
   rng = np.random.default_rng(seed)
   feedback = []
@@ -100,6 +113,7 @@ def days_left_out(
   days_per_fold: int,
   num_fits: int,
   seed: int,
+  max_unknown_share: float = 0.0,
 ) -> dict[str, Any]:
   """Each day's rates, and as fits to the other days' rows expect them.
 
@@ -113,14 +127,27 @@ def days_left_out(
     days_per_fold: consecutive days held out together.
     num_fits: fits averaged, since effects are posterior draws.
     seed: of the fits.
+    max_unknown_share: as in `held_out_comparison`.
 
   Returns:
     `days`, a list with `date`, `rows` and by behaviour `log`, its
     `standard_error` (deviations from the expected added up by user first),
     `held_out` and `in_sample`; `all`, the same over all rows.
+
+  Raises:
+    InputError: bad data, or all days of the log would be held out together.
   """
   catalogue = kuairand.read_catalogue(log_dir)
-  log, _ = kuairand.read_log(log_dir, catalogue)
+  log, _ = kuairand.read_log(
+    log_dir, catalogue, max_unknown_share=max_unknown_share
+  )
+  dates = np.unique(log.date)
+  if len(dates) <= days_per_fold:
+    raise InputError(
+      f"log_dir: expected more than {days_per_fold} days, which are held out"
+      f" together, found {len(dates)} ({', '.join(map(str, dates))}) in"
+      f" {log_dir}."
+    )
   observed = _feedback(log).astype(np.float64)
   rng = np.random.default_rng(seed)
 
@@ -133,7 +160,6 @@ def days_left_out(
       total += np.asarray(_expected(response, user, item))
     return total / num_fits
 
-  dates = np.unique(log.date)
   everything = np.ones(len(log.user), bool)
   in_sample = expect(everything, everything)
   held_out = np.zeros_like(in_sample)

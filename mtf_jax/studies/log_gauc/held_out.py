@@ -25,10 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.data import kuairand
+from mtf_jax.data import kuairand, kuairand_checks
 from mtf_jax.evaluation import mtf_gauc
 from mtf_jax.evaluation.mtf_gauc import Impressions
 from mtf_jax.fitting import kuairand_world
+from mtf_jax.io import InputError
 from mtf_jax.kernels import fusion
 from mtf_jax.kernels.fusion import FusionSpec, FusionWeights
 from mtf_jax.policies import Act
@@ -44,8 +45,6 @@ _CHECKED_USERS = 64
 # How far two trainings of one ranker may be apart, in levels of the world's
 # tables: equal ones differ by a quarter, the rounding; another seed by several.
 _MAX_LEVELS = 1.0
-_UTC_OFFSET_HOURS = 8  # KuaiRand's days are Beijing's
-_ONE_DAY = 24 * 3600 * 1000
 
 
 class HeldOut(NamedTuple):
@@ -103,7 +102,7 @@ def _check_same_fit(world, users, values, ranker):
   if own.shape != values[users].shape or not np.allclose(
     own, values[users], atol=1e-4
   ):
-    raise ValueError(
+    raise InputError(
       "log_dir, test_from: expected the log and the day that the world was"
       " fitted with, found other user features."
     )
@@ -122,7 +121,7 @@ def _check_same_fit(world, users, values, ranker):
   )
   apart = float(np.mean(np.abs(level - codes)))
   if apart > _MAX_LEVELS:
-    raise ValueError(
+    raise InputError(
       "log_dir, test_from, seed: expected the ranker that the world was fitted"
       f" with, found one whose scores are {apart:.1f} levels of the world's"
       f" tables apart on average (at most {_MAX_LEVELS})."
@@ -130,7 +129,12 @@ def _check_same_fit(world, users, values, ranker):
 
 
 def read(
-  log_dir: str | os.PathLike[str], world: World, *, test_from: int, seed: int
+  log_dir: str | os.PathLike[str],
+  world: World,
+  *,
+  test_from: int,
+  seed: int,
+  max_unknown_share: float = 0.0,
 ) -> HeldOut:
   """Reads the held-out days and trains the world's ranker again.
 
@@ -146,22 +150,26 @@ def read(
     test_from: the first held-out day, as `fit_world` was given; another one
       must follow, so that weights chosen on the first can be judged.
     seed: as `fit_world` was given.
+    max_unknown_share: share of the rows that may be of unknown users or videos;
+      see `kuairand.iterate_log`.
 
   Returns:
     The impressions of the held-out days.
 
   Raises:
-    ValueError: bad data, a single held-out day, or log, day or seed are not
+    InputError: bad data, a single held-out day, or log, day or seed are not
       those of the fit.
   """
   catalogue = kuairand.read_catalogue(log_dir)
-  log, _ = kuairand.read_log(log_dir, catalogue)
+  log, _ = kuairand.read_log(
+    log_dir, catalogue, max_unknown_share=max_unknown_share
+  )
   earlier, later = kuairand.split_days(log, test_from)
   dates = np.unique(later.date)
   if len(dates) < 2:
-    raise ValueError(
+    raise InputError(
       "test_from: expected two held-out days or more, found"
-      f" {', '.join(map(str, dates))}."
+      f" {', '.join(map(str, dates))}; give an earlier --test_from."
     )
   ranker = ranker_lib.train_ranker(earlier, catalogue, seed)
   values, _ = features.user_observations(ranker.encoder, catalogue)
@@ -174,8 +182,8 @@ def read(
   key = later.user.astype(np.int64) * 10**8 + later.date
   # The log is ordered by user and time: the first row is the day's first.
   _, first, day = np.unique(key, return_index=True, return_inverse=True)
-  moment = later.time_ms[first] + _UTC_OFFSET_HOURS * 3600 * 1000
-  hour = (moment % _ONE_DAY / _ONE_DAY).astype(np.float32)
+  moment = later.time_ms[first] + kuairand_checks.UTC_OFFSET_HOURS * 3600 * 1000
+  hour = (moment % kuairand_checks.DAY / kuairand_checks.DAY).astype(np.float32)
   user = later.user[first]
   return HeldOut(
     Impressions(features.labels(later)["valid"], item_reward(later), day, user),

@@ -1,5 +1,6 @@
 """From a log folder, a fitted world and a run's folder to the table."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -18,8 +19,9 @@ from mtf_jax.fitting import kuairand_world
 from mtf_jax.kernels import fusion
 from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import experiment as experiment_lib
-from mtf_jax.studies.progressive import finished
+from mtf_jax.studies.progressive import finished, records
 from mtf_jax.studies.progressive import study_learner as study_learner_lib
+from mtf_jax.studies.progressive.group_dir import made_of
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.worlds import env
 from mtf_jax.worlds import io as world_io
@@ -187,6 +189,8 @@ def run_dir(fitted, tmp_path):
     config=TINY,
   )
   record = {"worlds": [fingerprint(world)] * 2, "seeds": _SEEDS}
+  of = made_of(plan.configs, record["worlds"], _SEEDS)
+  record["config"] = plan.configs[_LEARNER].to_json()
   run = experiment_lib.assemble(TINY, [world] * 2, _SEEDS, study_learner)
   state = experiment_lib.with_study_learner(run, TINY, study_learner).start
   zeros = jax.tree.map(jnp.zeros_like, state.actor_params["network"])
@@ -210,10 +214,11 @@ def run_dir(fitted, tmp_path):
       )
     checkpoints.close()
   group.write_result(
+    of,
     {
       str(seed): {"baseline_policy": {"action": ramp.tolist()}}
       for seed, ramp in zip(_SEEDS, np.asarray(ramps), strict=True)
-    }
+    },
   )
   return folder
 
@@ -239,7 +244,7 @@ def test_policies_come_from_the_runs_folder(fitted, run_dir):
       decision = found.act(found.params, observation, jax.random.key(0))
       np.testing.assert_allclose(decision.action, expected, rtol=1e-5)
   other = world.replace(user_features=world.user_features + 1)
-  with pytest.raises(ValueError, match="expected world"):
+  with pytest.raises(ValueError, match="expected worlds"):
     read(other)
   (run_dir / f"{_LEAVING}_seed_3_4" / _LEARNER / "single_batch").rename(
     run_dir / "gone"
@@ -263,13 +268,14 @@ def test_an_earlier_rounds_policy_is_not_taken_for_the_last(fitted, run_dir):
   with pytest.raises(ValueError, match="expected rounds 2, found 1") as raised:
     list(finished.read_policies(run_dir, world))
   assert str(folder) in str(raised.value)
+  # Who only reads renames nothing.
+  assert sorted(path.name for path in folder.glob("*[0-9]")) == ["1", "2"]
 
 
 def test_another_groups_checkpoints_are_refused(fitted, run_dir):
   _, world = fitted
-  path = run_dir / "run.json"
-  plan = json.loads(path.read_text())
-  path.write_text(json.dumps({**plan, "seeds": [4, 3]}))
+  plan = dataclasses.replace(RunDir(run_dir).plan(), seeds=(4, 3))
+  records.write(run_dir / "run.json", plan.to_json())
   (run_dir / f"{_LEAVING}_seed_3_4").rename(run_dir / f"{_LEAVING}_seed_4_3")
   with pytest.raises(ValueError, match=r"seeds \[4, 3\], found \[3, 4\]"):
     list(finished.read_policies(run_dir, world))
@@ -289,22 +295,6 @@ def _launch(**flags):
     text=True,
     timeout=300,
   )
-
-
-def test_what_cannot_be_written_or_read_is_refused_in_a_sentence(tmp_path):
-  file = tmp_path / "file"
-  file.write_text("no world")
-  # Before the world is looked for.
-  done = _launch(world=tmp_path / "none", out=file / "out.json")
-  assert done.returncode != 0
-  assert f"--out: {file} cannot be written to (" in done.stdout + done.stderr
-  done = _launch(world=file, out=tmp_path / "new" / "out.json")
-  assert done.returncode != 0
-  printed = done.stdout + done.stderr
-  assert "--world: " in printed
-  assert "expected a world file" in printed
-  assert "Traceback" not in printed
-  assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_launcher_writes_the_table(fitted, run_dir, tmp_path):
