@@ -8,6 +8,7 @@ import numpy as np
 
 from mtf_jax import networks
 from mtf_jax.data.transitions import TransitionDataset
+from mtf_jax.io import InputError, check_seed
 from mtf_jax.learners.base import Learner
 from mtf_jax.learners.registry import LEARNERS
 
@@ -71,6 +72,7 @@ class TrainConfig:
           f"{whole}: expected a multiple of {part} = {getattr(self, part)},"
           f" found {getattr(self, whole)}."
         )
+    check_seed(self.seed)
     if self.num_steps < 1:
       raise ValueError(
         f"num_steps: expected 1 or more, found {self.num_steps}."
@@ -112,17 +114,29 @@ class TrainConfig:
 
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
-    """The configuration that `to_json` wrote.
+    """The configuration that `to_json` wrote, in this version or one before.
+
+    A field that is missing has its default: whoever adds one chooses it so that
+    a run of the versions before is as it was.
 
     Raises:
-      ValueError: it has not these fields; another version wrote it.
+      InputError: it has other fields, or values of another kind; another
+        version wrote it.
     """
-    names = {field.name for field in dataclasses.fields(cls)}
-    if set(values) != names:
-      raise ValueError(
-        f"train: expected the fields {', '.join(sorted(names))}, found"
-        f" {', '.join(sorted(values))}; another version wrote them."
+    known = {field.name for field in dataclasses.fields(cls)}
+    if not isinstance(values, dict) or set(values) - known:
+      found = ", ".join(sorted(values)) if isinstance(values, dict) else values
+      raise InputError(
+        f"train: expected the fields {', '.join(sorted(known))}, found"
+        f" {found}; another version wrote them."
       )
+    values = {**cls().to_json(), **values}
+    for name, kind in (("hyperparams", dict), ("hidden_sizes", list)):
+      if not isinstance(values[name], kind):
+        raise InputError(
+          f"train: expected a JSON {kind.__name__} for {name}, found"
+          f" {values[name]!r}."
+        )
     hyperparams = {
       name: tuple(value) if isinstance(value, list) else value
       for name, value in values["hyperparams"].items()

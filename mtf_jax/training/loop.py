@@ -14,7 +14,9 @@ import numpy as np
 from absl import logging
 
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
+from mtf_jax.io import InputError
 from mtf_jax.learners.base import Learner
+from mtf_jax.training import state_leaves
 
 
 class TrainState(NamedTuple):
@@ -32,7 +34,7 @@ class TrainState(NamedTuple):
   healthy: jax.Array
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(InputError, FloatingPointError):
   """Training met a loss or a gradient that is not finite.
 
   state: the training state before the update that failed, marked healthy.
@@ -49,6 +51,14 @@ class NonFiniteError(FloatingPointError):
     self.state = state
     self.step = step
     self.metric = metric
+
+
+class NonFiniteStateError(InputError, FloatingPointError):
+  """Training met a state that is not finite though the metrics were.
+
+  The message names the first leaf. There is no good state to keep: the last one
+  is that of the checkpoint before.
+  """
 
 
 def start(rng_key: chex.PRNGKey, learner_state: Any) -> TrainState:
@@ -147,6 +157,53 @@ def update_chunk_many(
   return jax.tree.map(lambda leaf: leaf[None], one(*alone))
 
 
+@functools.partial(jax.jit, static_argnames="many")
+def _finite(leaves: list[jax.Array], *, many: bool) -> list[jax.Array]:
+  """Whether each leaf is finite: scalars, or `[R]` for many runs."""
+  return [
+    jnp.all(jnp.isfinite(leaf), axis=tuple(range(int(many), leaf.ndim)))
+    for leaf in leaves
+  ]
+
+
+def _non_finite_leaves(
+  learner_state: Any, many: bool
+) -> list[tuple[str, np.ndarray]]:
+  """Name and, for each run, fault of the leaves that are not finite somewhere.
+
+  Hyperparameters are apart: a bound that never binds is `inf`.
+  """
+  leaves = {
+    state_leaves.name_of(path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(learner_state)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    and not state_leaves.is_hyperparam(path)
+  }
+  finite = jax.device_get(_finite(list(leaves.values()), many=many))
+  faults = zip(leaves, (~np.asarray(each) for each in finite), strict=True)
+  return [(name, fault) for name, fault in faults if fault.any()]
+
+
+def check_finite(state: TrainState) -> None:
+  """Refuses a state of one run that is not finite.
+
+  A loss that does not see a value, or clips it, is finite all the same.
+
+  Args:
+    state: the run; the learner's hyperparameters may be infinite.
+
+  Raises:
+    NonFiniteStateError: a leaf has a value that is not finite.
+  """
+  faults = _non_finite_leaves(state.learner, many=False)
+  if faults:
+    raise NonFiniteStateError(
+      f"learner.{faults[0][0]}: expected finite values, found some that are not"
+      f" in the state at step {int(state.step)}, and in {len(faults)} arrays in"
+      " all; are the log's observations and rewards of a moderate size?"
+    )
+
+
 def first_non_finite(metrics: Any) -> str:
   """Name of the metric that stopped being finite first, from `[U, ...]`."""
   rows = {
@@ -207,6 +264,7 @@ def train(
   Raises:
     NonFiniteError: a loss or a gradient is not finite; it carries the last good
       state.
+    NonFiniteStateError: the state after a chunk is not finite.
     ValueError: the state has done more than `num_updates` updates.
   """
   for size in _chunks(int(state.step), num_updates, chunk_size):
@@ -216,7 +274,9 @@ def train(
     metrics = jax.device_get(metrics)
     if not state.healthy:
       good = state._replace(healthy=jnp.ones((), jnp.bool_))
+      check_finite(good)
       raise NonFiniteError(good, int(state.step), first_non_finite(metrics))
+    check_finite(state)
     if on_chunk is not None:
       on_chunk(state, metrics)
   return state
@@ -236,9 +296,9 @@ def train_many(
 
   `state` has a leading axis `R` on every leaf, hyperparameters and keys among
   them. `dataset` is one for all runs, or has the axis as well: one for each. A
-  run that meets a value that is not finite stays at its last good
-  state, is named in the log, and has `healthy` False in the result; the others
-  go on. Arguments are otherwise those of `train`.
+  run that meets a metric that is not finite stays at its last good state, one
+  whose state is not finite after a chunk stays at that; each is named in the
+  log and has `healthy` False in the result; the others go on. Arguments are otherwise those of `train`.
 
   Returns:
     The trained states, leading axis `R`.
@@ -265,6 +325,17 @@ def train_many(
         state.step[run],
       )
     failed = now_failed
+    for name, fault in _non_finite_leaves(state.learner, many=True):
+      for run in np.flatnonzero(fault & ~failed):
+        logging.warning(
+          "run %d: learner.%s is not finite at step %d; it stops there.",
+          run,
+          name,
+          state.step[run],
+        )
+      failed = failed | fault
+    if (failed & ~now_failed).any():
+      state = state._replace(healthy=jnp.asarray(~failed))
     if failed.all():
       raise FloatingPointError(
         f"state: expected a finite run, found none left of {failed.size}."

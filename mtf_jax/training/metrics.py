@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 from absl import logging
 
-from mtf_jax.io import write_text
+from mtf_jax.io import InputError, require_file, write_text
 
 
 def summarize(metrics: Any) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def summarize(metrics: Any) -> dict[str, Any]:
       reduce = np.min
     elif name.endswith("_max"):
       reduce = np.max
-    row[name] = np.asarray(reduce(value, axis=0), np.float64).tolist()
+    # In float64: the sum of finite numbers may be beyond float32.
+    row[name] = reduce(np.asarray(value, np.float64), axis=0).tolist()
   return row
 
 
@@ -41,30 +42,79 @@ class MetricsWriter:
   Args:
     path: file to append to.
     step: step from which the run goes on. Rows of later steps, which an
-      interrupted run wrote after its last checkpoint, and a torn last line are
-      dropped.
+      interrupted run wrote after its last checkpoint, are dropped, and so is
+      what a killed run left of a last line.
+
+  Raises:
+    InputError: a line is no row, which no interruption explains; or the file
+      could not be read or written.
   """
 
   def __init__(self, path: str | os.PathLike[str], step: int):
     """Drops what is later than `step`, by an atomic rewrite."""
     self._path = pathlib.Path(path)
-    if not self._path.exists():
-      return
-    kept = []
-    for line in self._path.read_text(encoding="utf-8").splitlines():
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError:
-        break
-      if row["step"] <= step:
-        kept.append(line + "\n")
-    write_text(self._path, "".join(kept))
+    try:
+      if self._path.exists():
+        require_file(self._path, "a metrics file (.jsonl)")
+        kept = [line for line, at in read_rows(self._path) if at <= step]
+        write_text(self._path, "".join(kept))
+    except OSError as error:
+      raise self._unwritable(error) from error
 
   def write(self, row: dict[str, Any]) -> None:
-    """Appends one row, which must have a `step`."""
+    """Appends one row, which must have a `step`.
+
+    Raises:
+      InputError: it could not be written, for a full disk for example.
+    """
     line = json.dumps(row, allow_nan=False)
-    with self._path.open("a", encoding="utf-8") as file:
-      file.write(line + "\n")
+    try:
+      with self._path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    except OSError as error:
+      raise self._unwritable(error) from error
+
+  def _unwritable(self, error: OSError) -> InputError:
+    return InputError(f"{self._path}: could not be written ({error.strerror}).")
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
+  """The rows of a metrics file, each with its line end, and their steps.
+
+  A last line without an end that is no row is what a killed run left of one,
+  and is left out.
+
+  Args:
+    path: the file.
+
+  Raises:
+    InputError: another line is no JSON object with a whole number `step`.
+    OSError: the file cannot be read.
+  """
+  lines = pathlib.Path(path).read_bytes().split(b"\n")
+  torn = lines.pop()  # Nothing, if the last line has its end.
+  rows = []
+  for number, line in enumerate(lines, 1):
+    step = _step_of(line)
+    if step is None:
+      raise InputError(
+        f"{path}: expected a JSON object with a whole number 'step' in line"
+        f" {number}, found {line[:60]!r}; delete the line, or move the file away"
+        " to go on without the rows before."
+      )
+    rows.append((line.decode() + "\n", step))
+  step = _step_of(torn)
+  return rows if step is None else [*rows, (torn.decode() + "\n", step)]
+
+
+def _step_of(line: bytes) -> int | None:
+  """Step of a row, None if the line is none."""
+  try:
+    row = json.loads(line.decode())
+  except (ValueError, RecursionError):
+    return None
+  step = row.get("step") if isinstance(row, dict) else None
+  return step if type(step) is int else None
 
 
 class Progress:

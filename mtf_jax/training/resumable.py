@@ -1,5 +1,6 @@
 """One training run in a folder: begins there, or goes on where it was left."""
 
+import json
 import os
 import pathlib
 import sys
@@ -12,14 +13,21 @@ import jax.numpy as jnp
 from absl import logging
 
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
+from mtf_jax.io import InputError, require_file
 from mtf_jax.learners.base import Learner, normalization_from
-from mtf_jax.training import loop
-from mtf_jax.training.checkpoints import Checkpoints
+from mtf_jax.training import folder_lock, loop, machine
+from mtf_jax.training.checkpoints import (
+  OWN_KEYS,
+  CheckpointError,
+  Checkpoints,
+  check_keep,
+)
 from mtf_jax.training.config import TrainConfig, hyperparams_of, make_learner
 from mtf_jax.training.metrics import (
   MetricsWriter,
   NegativeTargetWarning,
   Progress,
+  read_rows,
   summarize,
 )
 
@@ -61,20 +69,22 @@ def _check_same_run(
   found: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
   """Refuses to go on from the checkpoint of another run."""
-
-  def flat(record):
-    parts = {**record, **record["config"]}
-    # A run may be made longer.
-    return {
-      k: v for k, v in parts.items() if k not in ("config", "num_updates")
-    }
-
-  before = flat(found)
-  for name, now in flat(expected).items():
-    if before.get(name) != now:
-      raise ValueError(
+  config = found["config"]
+  if not isinstance(config, dict):
+    raise CheckpointError(
+      f"config: expected fields in the record of the checkpoint of the folder,"
+      f" found {config!r}."
+    )
+  # A field that an earlier version did not have was as its default says.
+  before = {**TrainConfig().to_json(), **config, **found}
+  now = {**expected["config"], **expected}
+  # A run may be made longer, and go on elsewhere.
+  apart = {"config", "num_updates", "machines", *OWN_KEYS}
+  for name in {**now, **before}:
+    if name not in apart and before.get(name) != now.get(name):
+      raise CheckpointError(
         f"{name}: expected {before.get(name)!r} as in the checkpoint of the"
-        f" folder, found {now!r}; use another folder for another run."
+        f" folder, found {now.get(name)!r}; use another folder for another run."
       )
 
 
@@ -89,7 +99,9 @@ def train_in_folder(
   """Trains until `config.num_updates` updates are done in all.
 
   `checkpoints/` and `metrics.jsonl` are written into the folder. A run that was
-  interrupted ends, on a CPU, in the same bits as one that was not.
+  interrupted ends, on a CPU, in the same bits as one that was not, if versions,
+  kind of device and number of threads are the same (`training.machine`); going
+  on elsewhere is recorded in the checkpoints and warned of.
 
   Args:
     config: what to train.
@@ -107,26 +119,52 @@ def train_in_folder(
   Raises:
     NonFiniteError: a loss or a gradient is not finite; the state before it is
       saved.
+    NonFiniteStateError: the state is not finite, at the start or later; it is
+      not saved.
     CheckpointError: no checkpoint could be read, or one not be written.
+    InputError: another process trains in the folder, or it cannot be written
+      to.
     ValueError: the folder holds another run, or a hyperparameter is outside its
       range.
   """
+  # First what may be refused: a bad configuration leaves no folder.
+  check_keep(keep)
   learner = make_learner(config, dataset)
   state = initial_state(config, learner, dataset)
+  loop.check_finite(state)
   record = {"config": config.to_json(), **data_record}
+  record = json.loads(json.dumps(record))  # As a checkpoint has it.
   out_dir = pathlib.Path(out_dir)
-  out_dir.mkdir(parents=True, exist_ok=True)
+  with folder_lock.hold(out_dir):
+    return _train_held(config, learner, state, dataset, out_dir, record, keep)
+
+
+def _train_held(
+  config: TrainConfig,
+  learner: Learner,
+  state: loop.TrainState,
+  dataset: TransitionDataset,
+  out_dir: pathlib.Path,
+  record: Mapping[str, Any],
+  keep: int,
+) -> loop.TrainState:
+  """`train_in_folder` while no other process writes there."""
   checkpoints = Checkpoints(out_dir / "checkpoints", keep=keep)
   try:
     restored = checkpoints.restore(
       state, check=lambda found: _check_same_run(found, record)
     )
     if restored is None:
+      _refuse_rows(out_dir / "metrics.jsonl")
       _say(f"No checkpoint in {out_dir}: starting at update 0.")
+      record = {**record, "machines": machine.went_on([], 0)}
       checkpoints.save(0, state, record)
     else:
-      state, _ = restored
+      state, found = restored
       _say(f"Going on from update {state.step}.")
+      # Versions before 3 did not record it.
+      machines = machine.went_on(found.get("machines", []), int(state.step))
+      record = {**record, "machines": machines}
     return _train(config, learner, state, dataset, out_dir, checkpoints, record)
   except loop.NonFiniteError as error:
     if error.step not in checkpoints.steps():
@@ -135,6 +173,15 @@ def train_in_folder(
     raise
   finally:
     checkpoints.close()
+
+
+def _refuse_rows(path: pathlib.Path) -> None:
+  """A run that starts anew would drop the rows of one before."""
+  if path.exists() and read_rows(require_file(path, "a metrics file (.jsonl)")):
+    raise InputError(
+      f"{path}: expected no rows in a folder without checkpoints, found those of"
+      " a run; bring its checkpoints back to go on, or name another folder."
+    )
 
 
 def _train(

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from mtf_jax.data import transitions
+from mtf_jax.io import InputError
 from mtf_jax.training.config import TrainConfig, make_learner
 from tests.session_logs import random_log
 
@@ -18,6 +19,7 @@ from tests.session_logs import random_log
     ),
     ({"num_updates": 150}, "num_updates: expected a multiple of chunk_size"),
     ({"chunk_size": 0}, "expected 1 or more"),
+    ({"seed": 2**32}, "seed: expected an integer from 0 to 4294967295, found"),
     ({"num_steps": 0}, "num_steps: expected 1 or more, found 0"),
     (
       {"num_steps": 2, "hyperparams": {"reward_shift": 0.5}},
@@ -48,11 +50,27 @@ def test_a_configuration_comes_back_from_json():
   )
   values = json.loads(json.dumps(config.to_json()))
   assert TrainConfig.from_json(values) == config
+  # One of a version that did not have a field yet.
+  earlier = {k: v for k, v in values.items() if k != "critic_updates"}
+  assert TrainConfig.from_json(earlier) == config
   before = {**values, "coefficients": values.pop("hyperparams")}
   with pytest.raises(
     ValueError, match=r"found .*coefficients.*; another version"
   ):
     TrainConfig.from_json(before)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    (None, "expected the fields .*, found None; another version"),
+    ({"hyperparams": [0.5]}, r"a JSON dict for hyperparams, found \[0\.5\]"),
+    ({"hidden_sizes": 3}, "a JSON list for hidden_sizes, found 3"),
+  ],
+)
+def test_values_of_another_kind_are_refused(values, message):
+  with pytest.raises(InputError, match=message):
+    TrainConfig.from_json(values)
 
 
 def test_the_discount_is_the_learners():

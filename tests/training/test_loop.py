@@ -1,4 +1,5 @@
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import transitions
-from mtf_jax.learners.base import normalization_from
+from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import digest
@@ -173,6 +174,70 @@ def test_a_gradient_that_overflows_is_named():
   assert caught.value.metric in ("critic_loss", "critic_gradient_norm")
   for leaf in jax.tree.leaves(caught.value.state.learner.critic_params):
     assert np.isfinite(leaf).all()
+
+
+class _Doubling(NamedTuple):
+  """A state that outgrows float32 at its 128th update; a bound is infinite."""
+
+  weight: jax.Array
+  hyperparams: dict
+
+
+class _DoublingMetrics(NamedTuple):
+  loss: jax.Array
+
+
+def _doubling_learner():
+  def update(state, batch):
+    del batch
+    state = state._replace(weight=state.weight * 2)
+    return state, _DoublingMetrics(jnp.zeros(()))
+
+  return Learner(
+    init=lambda *args: None,
+    update=update,
+    policy=lambda state: state,
+    act=lambda *args: None,
+    value=None,
+  )
+
+
+def _doubling_start(weight):
+  weight = jnp.asarray(weight)
+  return _Doubling(weight, {"bound": jnp.full(weight.shape[:-1], jnp.inf)})
+
+
+def test_a_state_that_is_not_finite_is_named(dataset):
+  learner, steps = _doubling_learner(), []
+  with pytest.raises(
+    loop.NonFiniteStateError,
+    match=r"learner\.weight: expected finite .* at step 130, and in 1 arrays",
+  ):
+    loop.train(
+      learner,
+      loop.start(jax.random.key(0), _doubling_start([0.0, 1.0])),
+      dataset,
+      200,
+      batch_size=1,
+      chunk_size=10,
+      on_chunk=lambda state, _: steps.append(int(state.step)),
+    )
+  # What saves is not called with it.
+  assert steps[-1] == 120
+
+
+def test_of_many_runs_only_the_one_that_is_not_finite_stops(dataset, caplog):
+  starts = jax.vmap(loop.start)(
+    jax.random.split(jax.random.key(0), 2),
+    _doubling_start([[0.0, 1.0], [0.0, 0.0]]),
+  )
+  state = loop.train_many(
+    _doubling_learner(), starts, dataset, 150, batch_size=1, chunk_size=10
+  )
+  assert state.healthy.tolist() == [False, True]
+  assert state.step.tolist() == [130, 150]
+  assert "run 0: learner.weight is not finite at step 130; it" in caplog.text
+  assert len(caplog.records) == 1
 
 
 def test_many_runs_equal_separate_runs(dataset):

@@ -1,9 +1,12 @@
 import io
 import json
+import resource
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
+from mtf_jax.io import InputError
 from mtf_jax.training import metrics
 
 
@@ -39,6 +42,80 @@ def test_a_resumed_run_leaves_no_row_twice(tmp_path):
     {"step": 20, "loss": 0.5},
     {"step": 30, "loss": 0.25},
   ]
+
+
+ROWS = b'{"step": 10}\n{"step": 20}\n'
+
+
+@pytest.mark.parametrize(
+  ("torn", "steps"),
+  [
+    (b'{"step": 4', [10, 20]),
+    (b"\x00\x00\xff", [10, 20]),
+    (b"30", [10, 20]),
+    # All but its end.
+    (b'{"step": 15}', [10, 20, 15]),
+  ],
+)
+def test_what_a_kill_leaves_of_a_line_is_dropped(tmp_path, torn, steps):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(ROWS + torn)
+  metrics.MetricsWriter(path, 20).write({"step": 30})
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [row["step"] for row in rows] == [*steps, 30]
+
+
+@pytest.mark.parametrize(
+  ("line", "found"),
+  [
+    (b"7", "b'7'"),
+    (b"[10]", r"b'\[10\]'"),
+    (b'{"loss": 1.5}', "loss"),
+    (b'{"step": "10"}', "step"),
+    (b'{"step": true}', "step"),
+    (b'{"step": 1\xff}', r"step.*\\xff"),
+    (b"", "b''"),
+    (b"[" * 100_000, r"\["),
+  ],
+)
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_line_that_is_no_row_is_refused(tmp_path, line, found, place):
+  """Rows before and after it are not lost on its account."""
+  path = tmp_path / "metrics.jsonl"
+  lines = ROWS.splitlines()
+  lines.insert(place - 1, line)
+  content = b"\n".join(lines) + b"\n"
+  path.write_bytes(content)
+  with pytest.raises(
+    InputError,
+    match=rf"metrics\.jsonl: expected .* in line {place}, found .*{found}.*;"
+    " delete the line, or move the file away",
+  ):
+    metrics.MetricsWriter(path, 20)
+  assert path.read_bytes() == content
+
+
+def test_a_full_disk_is_a_sentence(tmp_path):
+  """The file size limit makes writes fail as a full disk does."""
+  path = tmp_path / "metrics.jsonl"
+  writer = metrics.MetricsWriter(path, 0)
+  writer.write({"step": 10})
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+  try:
+    with pytest.raises(InputError, match=r"jsonl: could not be written \(File"):
+      writer.write({"step": 20})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  # The part that found room is dropped.
+  metrics.MetricsWriter(path, 10).write({"step": 20})
+  assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+def test_a_mean_of_large_numbers_is_finite():
+  large = np.full(4, 3e38, np.float32)
+  row = metrics.summarize(_Metrics(large, large, large))
+  assert row["loss"] == pytest.approx(3e38)
 
 
 class _Terminal(io.StringIO):

@@ -1,0 +1,76 @@
+"""What a run's bits hang on besides its configuration, and a record of it.
+
+The same bits are promised for the same versions, kind of device and number of
+threads: on a CPU, XLA splits a sum among its threads, and another order rounds
+differently. A run that goes on elsewhere is a good run all the same, but not
+the one that it would have been; its record says where it went on.
+"""
+
+import importlib.metadata
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+
+import mtf_jax
+
+
+def num_threads() -> int:
+  """Threads that XLA splits a CPU's work among.
+
+  It is the number of cores that this process may use, not that of the machine;
+  the variable NPROC lowers it.
+  """
+  if hasattr(os, "sched_getaffinity"):
+    cores = len(os.sched_getaffinity(0))
+  else:  # not on Linux
+    cores = os.cpu_count() or 1
+  limit = os.environ.get("NPROC", "")
+  return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+
+
+def describe() -> dict[str, Any]:
+  """Versions, kind of device and threads of this process, as JSON has them."""
+  return {
+    "mtf_jax": mtf_jax.__version__,
+    "jax": jax.__version__,
+    "jaxlib": importlib.metadata.version("jaxlib"),
+    "device_kind": jax.devices()[0].device_kind,
+    "threads": num_threads(),
+  }
+
+
+def went_on(
+  machines: Sequence[Mapping[str, Any]], step: int
+) -> list[dict[str, Any]]:
+  """The machines of a run that now goes on, or begins, in this process.
+
+  A warning says what is different from where the run was before.
+
+  Args:
+    machines: where it was, each as `describe` has it with `from_update`, oldest
+      first; none for a run that begins, or if that was not recorded.
+    step: updates done.
+
+  Returns:
+    The same, and this one if it differs from the last.
+  """
+  here = describe()
+  before = [dict(machine) for machine in machines]
+  if before:
+    last = {k: v for k, v in before[-1].items() if k != "from_update"}
+    if last == here:
+      return before
+    changes = (
+      f"{name} {last.get(name)} before, {here.get(name)} now"
+      for name in {**here, **last}
+      if last.get(name) != here.get(name)
+    )
+    logging.warning(
+      "The run goes on elsewhere (%s): it will differ in bits from one that was"
+      " not moved.",
+      "; ".join(changes),
+    )
+  return [*before, {"from_update": step, **here}]
