@@ -1,13 +1,29 @@
 """Sizes of a progressive run, and presets."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+from mtf_jax.io import InputError, check_seed
 from mtf_jax.learners.es import Search
 from mtf_jax.policies import is_held
 from mtf_jax.training.config import TrainConfig, hyperparams_of
 
 GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+  """Refuses seeds that are not different, or that keys cannot be made from.
+
+  Raises:
+    InputError: a seed is none, see `io.check_seed`, or there twice.
+  """
+  for seed in seeds:
+    check_seed(seed, "seeds")
+  if not seeds or len(set(seeds)) < len(seeds):
+    raise InputError(
+      f"seeds: expected different integers, found {list(seeds)}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +133,28 @@ class ProgressiveConfig:
 
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> "ProgressiveConfig":
-    """The configuration that `to_json` wrote."""
+    """The configuration that `to_json` wrote, in this version or an earlier.
+
+    Raises:
+      ValueError: a field is unknown, or one without default is missing.
+    """
+    fields = dataclasses.fields(cls)
+    known = {field.name for field in fields}
+    needed = {
+      field.name
+      for field in fields
+      if field.default is field.default_factory is dataclasses.MISSING
+    }
+    if not needed <= set(values) <= known:
+      raise ValueError(
+        f"config: expected the fields {', '.join(sorted(known))}, found"
+        f" {', '.join(sorted(values))}; another version wrote them."
+      )
     searches = {
       name: Search(**values[name]) for name in ("es_search", "oracle_search")
     }
     train = TrainConfig.from_json(values["train"])
-    tuned = _tuples(values["tuned"])
+    tuned = _tuples(values.get("tuned", {}))
     return cls(**{**values, **searches, "train": train, "tuned": tuned})
 
 

@@ -25,7 +25,7 @@ from mtf_jax.evaluation.oracle import LinearPolicy
 from mtf_jax.learners.base import Normalization
 from mtf_jax.learners.es import Search
 from mtf_jax.policies import PolicyParams
-from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.config import ProgressiveConfig, check_seeds
 from mtf_jax.studies.progressive.study_learner import (
   StudyLearner,
   initial_state,
@@ -278,7 +278,11 @@ def assemble(
   Returns:
     The run; `table`, `start` and `base` are None, the action and the
     normalisation zeros, see `baselines.prepare`.
+
+  Raises:
+    InputError: a seed is outside 0 to 2^32 - 1, or there twice.
   """
+  check_seeds(seeds)
   cut = []
   for world, seed in zip(worlds, seeds, strict=True):
     rng = np.random.default_rng(seed)

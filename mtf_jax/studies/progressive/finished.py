@@ -11,7 +11,13 @@ from mtf_jax import policies
 from mtf_jax.policies import PolicyParams, fixed_action
 from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import study_learner as study_learner_lib
-from mtf_jax.studies.progressive.run_dir import RunDir, RunDirError
+from mtf_jax.studies.progressive.group_dir import (
+  GroupDir,
+  check_same_run,
+  made_of,
+)
+from mtf_jax.studies.progressive.records import RunDirError
+from mtf_jax.studies.progressive.run_dir import RunDir
 from mtf_jax.training.checkpoints import Checkpoints
 from mtf_jax.worlds.world import World, fingerprint
 
@@ -32,7 +38,9 @@ class FinishedPolicy(NamedTuple):
   params: PolicyParams | Any
 
 
-def _restore(folder: pathlib.Path, template: Any, expected: dict[str, Any]):
+def _restore(
+  folder: pathlib.Path, template: Any, expected: dict[str, Any], rounds: int
+):
   """The newest whole checkpoint; it must be the one that is `expected`.
 
   A damaged one makes way for the one before it, whose policy is of an earlier
@@ -40,21 +48,17 @@ def _restore(folder: pathlib.Path, template: Any, expected: dict[str, Any]):
   """
 
   def check(record: dict[str, Any]) -> None:
-    found = {
-      "world": ", ".join(sorted(set(record["worlds"]))),
-      "seeds": record["seeds"],
-      "rounds": len(record.get("rounds", ())),
-    }
-    for name, value in expected.items():
-      if found[name] != value:
-        raise RunDirError(
-          f"{folder}: expected {name} {value}, found {found[name]} in the"
-          " newest whole checkpoint."
-        )
+    check_same_run(folder, expected, record)
+    found = len(record.get("rounds", ()))
+    if found != rounds:
+      raise RunDirError(
+        f"{folder}: expected rounds {rounds}, found {found} in the newest whole"
+        " checkpoint."
+      )
 
   if not folder.is_dir():
     raise RunDirError(f"{folder}: expected checkpoints, found no folder.")
-  checkpoints = Checkpoints(folder)
+  checkpoints = Checkpoints(folder, read_only=True)
   try:
     restored = checkpoints.restore(template, check)
   finally:
@@ -62,6 +66,18 @@ def _restore(folder: pathlib.Path, template: Any, expected: dict[str, Any]):
   if restored is None:
     raise RunDirError(f"{folder}: expected a checkpoint, found none.")
   return restored[0]
+
+
+def _baseline_actions(
+  folder: GroupDir, expected: dict[str, Any]
+) -> dict[str, Any]:
+  """The action of the baseline policy by seed."""
+  result = folder.read_result(expected)
+  if result is None:
+    raise RunDirError(f"{folder.path}: expected a finished run, found none.")
+  return {
+    seed: found["baseline_policy"]["action"] for seed, found in result.items()
+  }
 
 
 def read_policies(
@@ -77,8 +93,8 @@ def read_policies(
     The policies by leaving model, group of seeds, learner and seed.
 
   Raises:
-    RunDirError: there is no run, it is not finished, its last checkpoint is
-      damaged, or it was in another world.
+    InputError: there is no run, it is damaged, not finished, or was in another
+      world, or its last checkpoint is damaged.
     CheckpointError: no checkpoint is whole.
   """
   run_dir = RunDir(run_dir)
@@ -92,7 +108,9 @@ def read_policies(
     left = world.with_leaving(leaving)
     for seeds in plan.groups:
       folder = run_dir.group(leaving, seeds)
-      same = {"world": fingerprint(left), "seeds": list(seeds)}
+      worlds = [fingerprint(left)] * len(seeds)
+      # First: before a run is finished, another process may be writing.
+      actions = _baseline_actions(folder, made_of(configs, worlds, seeds))
       for name, config in configs.items():
         study_learner = study_learners[name]
         experiment = experiment_lib.assemble(
@@ -101,12 +119,15 @@ def read_policies(
         template = experiment_lib.with_study_learner(
           experiment, config, study_learner
         ).start
+        same = {
+          "config": config.to_json(),
+          "worlds": worlds,
+          "seeds": list(seeds),
+        }
         last = _restore(
-          folder.learner(name).rounds,
-          template,
-          {**same, "rounds": config.rounds},
+          folder.learner(name).rounds, template, same, config.rounds
         )
-        alone = _restore(folder.learner(name).single_batch, template, same)
+        alone = _restore(folder.learner(name).single_batch, template, same, 0)
         for label, state in (("progressive", last), ("single batch", alone)):
           params = experiment_lib.policy_params(study_learner, state)
           for n, seed in enumerate(seeds):
@@ -117,17 +138,11 @@ def read_policies(
               act=study_learner.act,
               params=experiment_lib.tree_index(params, n),
             )
-      result = folder.read_result()
-      if result is None:
-        raise RunDirError(
-          f"{folder.path}: expected a finished run, found none."
-        )
       for seed in seeds:
-        action = result[str(seed)]["baseline_policy"]["action"]
         yield FinishedPolicy(
           seed,
           leaving,
           "baseline policy",
           fixed_action,
-          jnp.asarray(action, jnp.float32),
+          jnp.asarray(actions[str(seed)], jnp.float32),
         )

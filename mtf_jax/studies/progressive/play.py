@@ -1,5 +1,6 @@
 """All rounds and the single batch of learners, from where they were left."""
 
+import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,64 +21,33 @@ from mtf_jax.studies.progressive.experiment import (
   tree_index,
   with_study_learner,
 )
-from mtf_jax.studies.progressive.run_dir import GroupDir, LearnerDir
-from mtf_jax.studies.progressive.study_learner import StudyLearner
-from mtf_jax.training.metrics import (
-  MetricsWriter,
-  NegativeTargetWarning,
-  Progress,
-  summarize,
+from mtf_jax.studies.progressive.group_dir import (
+  GroupDir,
+  LearnerDir,
+  check_same_run,
+  made_of,
 )
+from mtf_jax.studies.progressive.records import RunDirError, undefined_as_none
+from mtf_jax.studies.progressive.report import gain_cell
+from mtf_jax.studies.progressive.study_learner import StudyLearner
+from mtf_jax.studies.progressive.watch import Watch
+from mtf_jax.training import machine
+from mtf_jax.training.metrics import MetricsWriter
 from mtf_jax.worlds.world import World, fingerprint
 
 Say = Callable[[str], None]
 
 
-class Watch:
-  """Counts the updates of all runs, and writes those of one to a file.
+def _same_run(folder: pathlib.Path, expected: Mapping[str, Any], part: str):
+  """Refuses checkpoints of another run, or without the `part` they are for."""
 
-  Args:
-    total: updates in all.
-    chunk_size: updates of a chunk.
-  """
-
-  def __init__(self, total: int, chunk_size: int):
-    """Nothing is done yet."""
-    self._progress = Progress(0, total)
-    self._negative_targets = NegativeTargetWarning()
-    self._done = 0
-    self._chunk_size = chunk_size
-
-  def skip(self, updates: int) -> None:
-    """Counts updates that an earlier run did."""
-    self._done += updates
-
-  def follow(
-    self, seeds: Sequence[int], writer: MetricsWriter | None, before: int
-  ) -> rounds_lib.OnChunk:
-    """`on_chunk` of a training run whose rows count from `before`."""
-
-    def on_chunk(state, metrics):
-      self._done += self._chunk_size
-      self._progress.update(self._done)
-      for n, seed in enumerate(seeds):
-        row = summarize(tree_index(metrics, n))
-        self._negative_targets.check(row)
-        if writer is not None:
-          step = before + int(state.step[n])
-          writer.write({"seed": seed, "step": step, **row})
-
-    return on_chunk
-
-
-def _same_run(expected: Mapping[str, Any]):
   def check(found: dict[str, Any]) -> None:
-    for name, value in expected.items():
-      if found.get(name) != value:
-        raise ValueError(
-          f"{name}: expected {value!r} as in this run, found"
-          f" {found.get(name)!r} in the checkpoint."
-        )
+    check_same_run(folder, expected, found)
+    if part not in found:
+      raise RunDirError(
+        f"{folder}: expected checkpoints that hold {part}, found one without;"
+        " move the folder away to play them anew."
+      )
 
   return check
 
@@ -145,16 +115,26 @@ def _play_rounds(
   """The state after all rounds, the rounds' figures, the last one's check."""
   config, seeds = experiment.config, experiment.seeds
   updates = config.train.num_updates
-  state, rounds, check = experiment.start, [], None
+  state, rounds, check, machines = experiment.start, [], None, []
   checkpoints = folder.open_rounds(config.rounds)
   try:
-    restored = checkpoints.restore(state, _same_run(record))
+    restored = checkpoints.restore(
+      state, _same_run(folder.rounds, record, "rounds")
+    )
     if restored is not None:
       state, found = restored
       rounds, check = found["rounds"], found["check"]
+      # Versions before 3 of the checkpoints did not record them.
+      machines = found.get("machines", [])
       watch.skip(len(rounds) * updates)
       say(f"{folder.path}: going on after round {len(rounds)}.")
+    else:
+      folder.check_no_round_is_lost(updates)
     writer = MetricsWriter(folder.metrics, len(rounds) * updates)
+    if restored is not None:
+      folder.check_metrics(found.get("metrics_sha256"))
+    if len(rounds) < config.rounds:
+      machines = machine.went_on(machines, len(rounds) * updates)
     for number in range(len(rounds), config.rounds):
       on_chunk = watch.follow(seeds, writer, number * updates)
       old = state
@@ -164,15 +144,18 @@ def _play_rounds(
         started = time.monotonic()
         check = {"figures": _check(experiment, state, old)}
         check["seconds"] = time.monotonic() - started
-      checkpoints.save(
-        number + 1, state, {**record, "rounds": rounds, "check": check}
-      )
+      played = {
+        "rounds": rounds,
+        "check": check,
+        "metrics_sha256": folder.metrics_sha256(),
+        "machines": machines,
+      }
+      checkpoints.save(number + 1, state, {**record, **played})
       for seed, of_seed in zip(seeds, figures, strict=True):
-        low, high = of_seed["reward_gain_ci95"]
         say(
           f"seed {seed}, {folder.path}, round {number + 1} of"
-          f" {config.rounds}: reward {of_seed['reward_gain_pct']:+.2f}%"
-          f" [{low:+.2f}, {high:+.2f}] over the baseline policy"
+          f" {config.rounds}: reward {gain_cell(of_seed, 'reward')} % over the"
+          " baseline policy"
         )
   finally:
     checkpoints.close()
@@ -189,7 +172,9 @@ def _play_single_batch(
   updates = experiment.config.train.num_updates
   checkpoints = folder.open_single_batch()
   try:
-    restored = checkpoints.restore(experiment.start, _same_run(record))
+    restored = checkpoints.restore(
+      experiment.start, _same_run(folder.single_batch, record, "single_batch")
+    )
     if restored is not None:
       watch.skip(experiment.config.rounds * updates)
       state, found = restored
@@ -205,7 +190,8 @@ def _play_single_batch(
       "check": _check(experiment, state, experiment.start),
       "check_seconds": time.monotonic() - started,
     }
-    checkpoints.save(1, state, {**record, "single_batch": single})
+    played = {"single_batch": single, "machines": machine.went_on([], 0)}
+    checkpoints.save(1, state, {**record, **played})
     return state, single
   finally:
     checkpoints.close()
@@ -243,6 +229,7 @@ def _play(
       "rounds": [figures[n] for figures in rounds],
       "single_batch": single["figures"][n],
       "contests": contests[n],
+      "metrics_sha256": folder.metrics_sha256(),
       "segments": segments.gains(
         *(
           tree_index(x, n) for x in (of_last, experiment.base, experiment.world)
@@ -287,7 +274,9 @@ def play_group(
     Ready for JSON: by seed `fingerprint`, `baseline_policy`, `seconds`, by name
     `rivals` and `learners`.
   """
-  done = folder.read_result()
+  names = [fingerprint(world) for world in worlds]
+  of = made_of(configs, names, seeds)
+  done = folder.read_result(of)
   if done is not None:
     for config in configs.values():
       watch.skip(2 * config.rounds * config.train.num_updates)
@@ -297,7 +286,6 @@ def play_group(
   experiment = baselines.prepare(
     configs[first], worlds, seeds, study_learners[first]
   )
-  names = [fingerprint(world) for world in worlds]
   results = {comparisons.BASELINE: experiment.base}
   rivals, seconds = {}, {"prepare": time.monotonic() - started}
   for name, evaluate in baselines.RIVALS.items():
@@ -315,15 +303,17 @@ def play_group(
       of_learner, results, record, folder.learner(name), watch, say
     )
   found = baselines.baseline_figures(experiment)
-  result = {
-    str(seed): {
-      "fingerprint": names[n],
-      "baseline_policy": found[n],
-      "rivals": {name: rival.figures[n] for name, rival in rivals.items()},
-      "seconds": seconds,
-      "learners": {name: of_seeds[n] for name, of_seeds in learners.items()},
+  result = undefined_as_none(
+    {
+      str(seed): {
+        "fingerprint": names[n],
+        "baseline_policy": found[n],
+        "rivals": {name: rival.figures[n] for name, rival in rivals.items()},
+        "seconds": seconds,
+        "learners": {name: of_seeds[n] for name, of_seeds in learners.items()},
+      }
+      for n, seed in enumerate(seeds)
     }
-    for n, seed in enumerate(seeds)
-  }
-  folder.write_result(result)
+  )
+  folder.write_result(of, result)
   return result

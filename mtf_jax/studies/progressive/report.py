@@ -39,12 +39,18 @@ class Page(NamedTuple):
     ]
 
 
-def _cell(value: float, interval: Sequence[float]) -> str:
-  low, high = interval
-  return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+def _shown(value: float | None, form: str) -> str:
+  """A figure; None is one that is not defined, such as a gain over nothing."""
+  return "undefined" if value is None else format(value, form)
 
 
-def _gain(figures: Mapping[str, Any], name: str) -> str:
+def _cell(value: float | None, interval: Sequence[float | None]) -> str:
+  low, high = (_shown(end, "+.2f") for end in interval)
+  return f"{_shown(value, '+.2f')} [{low}, {high}]"
+
+
+def gain_cell(figures: Mapping[str, Any], name: str) -> str:
+  """A gain of `ab_test.figures`, percent, with its interval."""
   return _cell(figures[f"{name}_gain_pct"], figures[f"{name}_gain_ci95"])
 
 
@@ -63,13 +69,15 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
     rows.append(
       (
         f"round {number}" if number else _LABELS["single_batch_gain"],
-        _gain(figures, "reward"),
-        f"{figures['reward_p_value']:.1g}",
-        *(f"{figures[f'{n}_gain_pct']:+.2f}" for n in ("uvc", "udt")),
-        f"{figures['session_length_gain_pct']:+.2f}",
-        f"{figures['hate_rate']:.5f}",
-        f"{figures['outside_share']:.1%}",
-        f"{figures['exploration_cost_pct']:+.2f}" if number else "",
+        gain_cell(figures, "reward"),
+        _shown(figures["reward_p_value"], ".1g"),
+        *(
+          _shown(figures[f"{n}_gain_pct"], "+.2f")
+          for n in ("uvc", "udt", "session_length")
+        ),
+        _shown(figures["hate_rate"], ".5f"),
+        _shown(figures["outside_share"], ".1%"),
+        _shown(figures["exploration_cost_pct"], "+.2f") if number else "",
       )
     )
   shown = {row[0] for row in rows}
@@ -81,7 +89,7 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   note = (
     "Relative to the baseline policy (ES) unless said otherwise, same users and"
     " sessions; 95% interval over users. Hate rate of the baseline:"
-    f" {result['rounds'][0]['hate_rate_base']:.5f}."
+    f" {_shown(result['rounds'][0]['hate_rate_base'], '.5f')}."
   )
   return Table(title, note, header, rows)
 
@@ -117,7 +125,7 @@ def overview_table(columns: Columns) -> Table:
   rows = [
     [
       str(seed),
-      *(_gain(by_seed[seed], "reward") for by_seed in columns.values()),
+      *(gain_cell(by_seed[seed], "reward") for by_seed in columns.values()),
     ]
     for seed in seeds
   ]
@@ -136,11 +144,14 @@ def overview_table(columns: Columns) -> Table:
   if len(seeds) > 1:
     above, mean = [], []
     for by_seed in columns.values():
-      count = sum(x["reward_gain_ci95"][0] > 0 for x in by_seed.values())
+      lows = [figures["reward_gain_ci95"][0] for figures in by_seed.values()]
+      count = sum(low is not None and low > 0 for low in lows)
       above.append(f"{count} of {len(seeds)}")
       gains = [figures["reward_gain_pct"] for figures in by_seed.values()]
-      low, high = mean_interval(gains)
-      mean.append(f"{statistics.fmean(gains):+.2f} [{low:+.2f}, {high:+.2f}]")
+      if None in gains:
+        mean.append("undefined")
+      else:
+        mean.append(_cell(statistics.fmean(gains), mean_interval(gains)))
     rows.append(["interval above 0", *above])
     rows.append(["mean [95% over seeds]", *mean])
   for label, name in (
@@ -156,8 +167,8 @@ def overview_table(columns: Columns) -> Table:
   )
   note = (
     "Session reward of the last round's policy over the baseline policy, %,"
-    " with 95% intervals over users; below the seeds, means over seeds. The"
-    " headroom is what a short privileged search finds, no bound: a policy may"
+    " with 95% intervals over users; below the seeds, means over those that have"
+    " the figure. The headroom is what a short privileged search finds, no bound: a policy may"
     " exceed it."
   )
   (only, *others) = {leaving: None for leaving, _ in columns}

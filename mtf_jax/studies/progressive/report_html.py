@@ -75,8 +75,8 @@ def _overview_picture(columns: Columns) -> str:
   ):
     place = np.arange(len(by_seed))
     figures = list(by_seed.values())
-    gain = np.array([row["reward_gain_pct"] for row in figures])
-    interval = np.array([row["reward_gain_ci95"] for row in figures])
+    gain = np.array([row["reward_gain_pct"] for row in figures], float)
+    interval = np.array([row["reward_gain_ci95"] for row in figures], float)
     axes.errorbar(
       gain,
       place,
@@ -89,7 +89,7 @@ def _overview_picture(columns: Columns) -> str:
     for contest, marker, color in zip(
       _RIVALS, cycle(_MARKERS), cycle(_RIVAL_COLORS), strict=False
     ):
-      rival = [row[f"{contest.name}_pct"] for row in figures]
+      rival = np.array([row[f"{contest.name}_pct"] for row in figures], float)
       axes.plot(rival, place, marker, color=color, label=contest.label)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(place, [str(seed) for seed in by_seed])
@@ -110,8 +110,8 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
   gains, others = figure.subplots(1, 2)
   rounds = result["rounds"]
   number = [row["round"] for row in rounds]
-  gain = np.array([row["reward_gain_pct"] for row in rounds])
-  interval = np.array([row["reward_gain_ci95"] for row in rounds])
+  gain = np.array([row["reward_gain_pct"] for row in rounds], float)
+  interval = np.array([row["reward_gain_ci95"] for row in rounds], float)
   error = np.abs(interval.T - gain)
   gains.errorbar(
     number, gain, error, color=_BLUE, marker="o", capsize=3, label="progressive"
@@ -119,8 +119,9 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
   for contest, style, color in zip(
     _RIVALS, cycle(_LINES), cycle(_RIVAL_COLORS), strict=False
   ):
+    gain = result["contests"][contest.name]["pct"]
     gains.axhline(
-      result["contests"][contest.name]["pct"],
+      np.nan if gain is None else gain,
       color=color,
       linestyle=style,
       label=contest.label,
@@ -130,7 +131,7 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
     ("udt", "duration", _ORANGE),
     ("session_length", "session length", _GREEN),
   ):
-    values = [row[f"{name}_gain_pct"] for row in rounds]
+    values = np.array([row[f"{name}_gain_pct"] for row in rounds], float)
     others.plot(number, values, marker="o", color=color, label=label)
   for axes, what in ((gains, "reward"), (others, "outcome")):
     axes.axhline(0, color="black", linewidth=0.8)
@@ -144,7 +145,9 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
 
 
 def _training_picture(page: Page) -> str:
-  """Every metric of training by update over all rounds."""
+  """Every metric of training by update over all rounds, if there are any."""
+  if not page.metrics:
+    return ""
   step = [row["step"] for row in page.metrics]
   names = [
     name for name in page.metrics[0] if name not in ("seed", "step", "time")
@@ -175,7 +178,7 @@ def _drift_picture(result: Mapping[str, Any]) -> str:
   """How far each component moved in each round (Fig. 2 of the paper)."""
   figure = _figure(10, 4.6)
   rounds = result["rounds"]
-  histograms = np.array([row["drift_histogram"] for row in rounds])
+  histograms = np.array([row["drift_histogram"] for row in rounds], float)
   edges = DRIFT_BIN * np.arange(histograms.shape[2] + 1)
   grid = figure.subplots(2, len(_ACTIONS) // 2, sharex=True, sharey=True)
   for n, (axes, name) in enumerate(zip(grid.flat, _ACTIONS, strict=True)):

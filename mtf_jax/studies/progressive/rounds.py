@@ -31,6 +31,7 @@ import numpy as np
 
 from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.evaluation.ab_test import figures
+from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.policies import is_held
 from mtf_jax.studies.progressive.collect import (
@@ -48,6 +49,7 @@ from mtf_jax.studies.progressive.experiment import (
   policy_params,
   tree_index,
 )
+from mtf_jax.studies.progressive.records import undefined_as_none
 from mtf_jax.training import loop
 
 OnChunk = Callable[[loop.TrainState, Any], None]
@@ -84,6 +86,10 @@ def _collect(
   return as_dataset(rows, config.train.num_steps, config.train.discount)
 
 
+class NonFiniteSeedError(InputError, FloatingPointError):
+  """Training of a seed met a value that is not finite; it is named."""
+
+
 def _train(
   experiment: Experiment,
   rng_key: chex.PRNGKey,
@@ -106,10 +112,10 @@ def _train(
   )
   failed = np.flatnonzero(~np.asarray(trained.healthy))
   if failed.size:
-    raise FloatingPointError(
-      f"seed {experiment.seeds[failed[0]]}: expected finite training metrics,"
-      f" found one that is not after update {trained.step[failed[0]]} of the"
-      " round."
+    raise NonFiniteSeedError(
+      f"seed {experiment.seeds[failed[0]]}: expected finite metrics and a finite"
+      f" state of training, found what is not after update"
+      f" {trained.step[failed[0]]} of the round; the rounds before are kept."
     )
   return trained.learner
 
@@ -207,7 +213,7 @@ def play_round(
     }
     for n in range(len(experiment.seeds))
   ]
-  return new, results
+  return new, undefined_as_none(results)
 
 
 def play_single_batch(
@@ -227,6 +233,9 @@ def play_single_batch(
   )
   drifts = _drift(experiment, new, experiment.start, dataset)
   gained = _figures(experiment, new)
-  return new, [
-    {**of_seed, **moved} for of_seed, moved in zip(gained, drifts, strict=True)
-  ]
+  return new, undefined_as_none(
+    [
+      {**of_seed, **moved}
+      for of_seed, moved in zip(gained, drifts, strict=True)
+    ]
+  )

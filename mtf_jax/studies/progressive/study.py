@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import json
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -13,22 +11,24 @@ import jax
 
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.fitting import synthetic
+from mtf_jax.io import json_text
 from mtf_jax.studies.progressive import play, report, report_html
 from mtf_jax.studies.progressive import study_learner as study_learner_lib
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.studies.progressive.summary import learner_figures, seed_summary
+from mtf_jax.studies.progressive.watch import Watch
+from mtf_jax.training import machine
 from mtf_jax.worlds.world import World
 
-_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint")
+_PACKAGES = ("numpy", "flax", "optax", "orbax-checkpoint")
 
 
-def _versions() -> dict[str, str]:
-  device = jax.devices()[0]
+def _versions() -> dict[str, Any]:
   return {
+    **machine.describe(),
+    "devices": jax.device_count(),
     "python": platform.python_version(),
     **{name: importlib.metadata.version(name) for name in _PACKAGES},
-    "device": f"{jax.device_count()} x {device.device_kind}",
-    "cores": str(os.cpu_count()),
   }
 
 
@@ -40,6 +40,8 @@ def run_study(
 ) -> Table:
   """Plays all rounds that are not yet played, and writes the report.
 
+  No other process writes into the folder meanwhile.
+
   Args:
     plan: what to run.
     run_dir: its folder, claimed or resumed.
@@ -48,12 +50,24 @@ def run_study(
 
   Returns:
     The table to show: of the only learner, or over all.
+
+  Raises:
+    InputError: another process writes into the folder, it cannot be written
+      to, or a file in it is damaged or of another run.
   """
+  with run_dir.hold():
+    run_dir.check(plan)
+    return _run(plan, run_dir, world, say)
+
+
+def _run(
+  plan: Plan, run_dir: RunDir, world: World | None, say: play.Say
+) -> Table:
   started = time.monotonic()
   configs, config = plan.configs, plan.config
   groups = plan.groups
   runs = len(groups) * len(plan.leaving) * len(configs)
-  watch = play.Watch(
+  watch = Watch(
     runs * 2 * config.rounds * config.train.num_updates,
     config.train.chunk_size,
   )
@@ -133,16 +147,17 @@ def _report(
   for (seed, leaving), result in results.items():
     for name in plan.learners:
       folder = run_dir.group(leaving, group_of[seed]).learner(name)
+      learner = result["learners"][name]
       pages.append(
         report.Page(
           title=f"seed {seed}, leaving {leaving}, learner {name}",
-          result=result["learners"][name],
-          metrics=folder.read_metrics(seed),
+          result=learner,
+          metrics=folder.read_metrics(seed, learner.get("metrics_sha256")),
         )
       )
   overview = report.overview_table(columns)
   split = report.seconds_table(_seconds(plan, results))
-  configuration = json.dumps(
+  configuration = json_text(
     {**plan.to_json(), "fingerprints": names, "versions": _versions()},
     indent=1,
   )

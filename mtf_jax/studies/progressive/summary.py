@@ -29,6 +29,8 @@ def _critic_figures(check: Mapping[str, Any]) -> dict[str, Any]:
 def learner_figures(found: Mapping[str, Any]) -> dict[str, Any]:
   """Figures of one learner under one seed and leaving model.
 
+  None where a figure is not defined.
+
   Args:
     found: its entry in the result of `play_group`.
   """
@@ -38,11 +40,11 @@ def learner_figures(found: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in found["contests"][contest.name].items():
       figures[f"{contest.name}_{name}"] = value
   for name in _OVER_ROUNDS:
-    figures[name] = sum(row[name] for row in rounds) / len(rounds)
-  bound = figures[f"{HEADROOM}_pct"]
-  figures["headroom_reached"] = (
-    figures["reward_gain_pct"] / bound if bound > 0 else None
-  )
+    values = [row[name] for row in rounds]
+    figures[name] = None if None in values else sum(values) / len(rounds)
+  gain, bound = figures["reward_gain_pct"], figures[f"{HEADROOM}_pct"]
+  known = gain is not None and bound is not None and bound > 0
+  figures["headroom_reached"] = gain / bound if known else None
   if "last_round" in found["critic_check"]:
     figures |= _critic_figures(found["critic_check"]["last_round"])
   return figures

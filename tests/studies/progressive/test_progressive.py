@@ -7,6 +7,7 @@ import pytest
 
 from mtf_jax.data import session_log, transitions
 from mtf_jax.evaluation import ab_test
+from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import action_box
 from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import baselines, comparisons
@@ -355,7 +356,7 @@ def test_a_seed_that_fails_is_named(experiment):
   start = experiment.start._replace(
     hyperparams=hyperparams._replace(reward_shift=shift)
   )
-  with pytest.raises(FloatingPointError, match="seed 1: expected finite"):
+  with pytest.raises(InputError, match="seed 1: expected finite"):
     progressive.play_round(experiment, start, 0)
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from mtf_jax.studies.progressive import comparisons, report_html, summary
 from mtf_jax.studies.progressive import report as progressive_report
 
 
@@ -69,3 +70,64 @@ def test_one_seed_has_no_interval_over_seeds():
   )
   labels = [row[0] for row in table.rows]
   assert labels[0] == "3" and "mean [95% over seeds]" not in labels
+
+
+def _undefined(figures):
+  """The same where the baseline gets nothing: gains over it are undefined."""
+  return {
+    name: [None, None] if name.endswith("ci95") else None for name in figures
+  }
+
+
+def test_figures_that_are_undefined_are_shown_as_such():
+  known = _figures(2)
+  table = progressive_report.overview_table(
+    {
+      ("floor", "box"): {0: known, 1: _undefined(known)},
+      ("floor", "mlp"): {0: known, 1: known},
+    }
+  )
+  rows = {row[0]: list(row[1:]) for row in table.rows}
+  assert rows["1"][0] == "undefined [undefined, undefined]"
+  assert rows["interval above 0"] == ["1 of 2", "2 of 2"]
+  assert rows["mean [95% over seeds]"] == [
+    *("undefined", "+2.00 [+2.00, +2.00]")
+  ]
+  assert rows["valid %"] == ["+0.00", "+0.00"]
+
+
+def test_a_run_whose_gains_are_undefined_has_its_report():
+  """In a world where nobody likes anything, for example."""
+  gain = {"reward_gain_pct": 1.0, "reward_gain_ci95": [0.5, 1.5]}
+  others = {
+    f"{name}_{figure}": value
+    for name in ("uvc", "udt", "session_length")
+    for figure, value in (("gain_pct", 0.0), ("gain_ci95", [0.0, 0.0]))
+  }
+  more = {"hate_rate": 0.0, "hate_rate_base": 0.0, "reward_p_value": 1.0}
+  found = {**gain, **others, **more, "outside_share": 0.0}
+  found |= {"exploration_cost_pct": 0.1, "gaussian_cost_pct": 0.1}
+  figures = {**_undefined(found), "round": 1, "drift_histogram": [[1.0]] * 14}
+  contest = {"pct": None, "ci95": [None, None]}
+  result = {
+    "rounds": [figures],
+    "single_batch": _undefined(found),
+    "contests": {c.name: contest for c in comparisons.CONTESTS},
+    "critic_check": {},
+    "segments": [],
+  }
+  shown = summary.learner_figures(result)
+  assert shown["headroom_reached"] is None
+  assert shown["exploration_cost_pct"] is None
+  table = progressive_report.result_table("seed 0", result)
+  assert table.rows[0][:4] == (
+    *("round 1", "undefined [undefined, undefined]"),
+    *("undefined", "undefined"),
+  )
+  assert table.rows[-1][1] == "undefined [undefined, undefined]"
+  pytest.importorskip("matplotlib")
+  assert "gain by round" in report_html._gains_picture(result)
+  both = {("floor", "box"): {0: shown, 1: shown}}
+  assert "gain by seed" in report_html._overview_picture(both)
+  page = progressive_report.Page("seed 0", result, [])
+  assert report_html._training_picture(page) == ""

@@ -1,0 +1,49 @@
+"""How far a progressive run is: a progress line and the rows of metrics."""
+
+from collections.abc import Sequence
+
+from mtf_jax.studies.progressive import rounds as rounds_lib
+from mtf_jax.studies.progressive.experiment import tree_index
+from mtf_jax.training.metrics import (
+  MetricsWriter,
+  NegativeTargetWarning,
+  Progress,
+  summarize,
+)
+
+
+class Watch:
+  """Counts the updates of all runs, and writes those of one to a file.
+
+  Args:
+    total: updates in all.
+    chunk_size: updates of a chunk.
+  """
+
+  def __init__(self, total: int, chunk_size: int):
+    """Nothing is done yet."""
+    self._progress = Progress(0, total)
+    self._negative_targets = NegativeTargetWarning()
+    self._done = 0
+    self._chunk_size = chunk_size
+
+  def skip(self, updates: int) -> None:
+    """Counts updates that an earlier run did."""
+    self._done += updates
+
+  def follow(
+    self, seeds: Sequence[int], writer: MetricsWriter | None, before: int
+  ) -> rounds_lib.OnChunk:
+    """`on_chunk` of a training run whose rows count from `before`."""
+
+    def on_chunk(state, metrics):
+      self._done += self._chunk_size
+      self._progress.update(self._done)
+      for n, seed in enumerate(seeds):
+        row = summarize(tree_index(metrics, n))
+        self._negative_targets.check(row)
+        if writer is not None:
+          step = before + int(state.step[n])
+          writer.write({"seed": seed, "step": step, **row})
+
+    return on_chunk
