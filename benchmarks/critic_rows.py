@@ -7,17 +7,16 @@ A synthetic problem of known advantage: sessions of one request, `return = V(s)
 box. The action explains 0.2% of the return's variance.
 """
 
-import json
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import app
 
 from benchmarks import harness
+from experiments import launch
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
+from mtf_jax.io import json_text
 from mtf_jax.kernels.exploration import HALF_WIDTH, ActionBox
 from mtf_jax.learners.base import normalization_from
 from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
@@ -141,10 +140,8 @@ def alignment(
   return float(cosine.mean())
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Prints a table over rows and critics."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   rows = []
   for num_rows in (10_000, 50_000, 200_000, 1_000_000):
     for kind in _BUILD:
@@ -154,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
       ]
       row = {"critic": kind, "num_rows": num_rows, "cosines": cosines}
       rows.append(row)
-      print(json.dumps(row), flush=True)
+      print(json_text(row), flush=True)
   if harness.JSON_OUT.value:
     harness.write_json(
       harness.JSON_OUT.value,
@@ -163,4 +160,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

@@ -12,7 +12,6 @@ import pathlib
 import platform
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +20,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from experiments import launch
 from mtf_jax import io
 
 # Here and not in each benchmark: absl refuses a flag that two modules define,
 # and one process may import several of them.
-JSON_OUT = flags.DEFINE_string("json_out", None, "File to write results to.")
+JSON_OUT = launch.define_out_file("json_out", None, "File to write results to.")
 REPEATS = flags.DEFINE_integer(
   "repeats", 9, "Timed repeats of each workload.", lower_bound=1
 )
@@ -182,16 +182,6 @@ def environment() -> dict[str, Any]:
     "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   }
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-  """Raises `ValueError` if a result could not be written to the path."""
-  folder = pathlib.Path(path).parent
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
-  except OSError as error:
-    raise ValueError(f"json_out: cannot write to {folder}: {error}") from error
 
 
 def write_json(path: str | os.PathLike[str], result: Any) -> None:

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 import mtf_jax
 from benchmarks import harness
+from experiments import launch
+from mtf_jax.io import InputError
 
 _C, _K, _L, _E, _A, _G, _M, _T = 50, 5, 6, 12, 10, 2, 24, 20
 
@@ -183,9 +185,9 @@ WORKLOADS = {
 _KERNELS = flags.DEFINE_list(
   "kernels", None, "Workloads to time, by name; all if omitted."
 )
-_SIZES = flags.DEFINE_list(
+_SIZES = launch.define_integers(
   "sizes",
-  ["1024", "32768", "1048576"],
+  [1024, 32768, 1048576],
   "Numbers of sessions. One that does not fit memory is left out, by name.",
 )
 
@@ -264,32 +266,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
   )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs the workloads that the flags name."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   names = _KERNELS.value or list(WORKLOADS)
   unknown = sorted(set(names) - set(WORKLOADS))
   if unknown:
-    raise app.UsageError(
-      f"--kernels: unknown {unknown}, expected some of {list(WORKLOADS)}"
+    raise InputError(
+      f"--kernels: expected some of {', '.join(WORKLOADS)}, found"
+      f" {', '.join(unknown)}."
     )
-  try:
-    sizes = [int(size) for size in _SIZES.value]
-  except ValueError:
-    sizes = []
-  if not sizes or min(sizes) < 1:
-    raise app.UsageError(
-      f"--sizes: expected positive integers, found {_SIZES.value}"
-    )
-  if harness.JSON_OUT.value:
-    try:
-      harness.check_writable(harness.JSON_OUT.value)
-    except ValueError as error:
-      raise app.UsageError(str(error)) from error
   ceilings = harness.measure_ceilings()
   rows, left_out = [], []
-  for size in sizes:
+  for size in _SIZES.value:
     for name in names:
       if not fits(name, size):
         left_out.append({"kernel": name, "sessions": size})
@@ -316,4 +304,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

@@ -12,16 +12,16 @@ Operations are those of the contractions that are executed.
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 
 from benchmarks import harness
+from experiments import launch
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import HALF_WIDTH, ActionBox
@@ -307,10 +307,8 @@ def _sweep() -> list[Workload]:
   return [one for one in workloads if flops(one) <= budget]
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Measures, prints a table and writes the rows."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   dataset = make_dataset()
   matmul_flops_per_s = harness.matmul_flops_per_s(
     2048 if jax.default_backend() == "cpu" else 8192
@@ -363,4 +361,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

@@ -9,11 +9,10 @@ results are the same. What a run does beside the programs of the table is not
 counted, see `mtf_jax.studies.progressive.memory`.
 """
 
-from collections.abc import Sequence
-
-from absl import app, flags
+from absl import flags
 
 from benchmarks import harness
+from experiments import launch
 from mtf_jax.fitting import synthetic
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import experiment as experiment_lib
@@ -28,12 +27,8 @@ _PARALLEL_SEEDS = flags.DEFINE_integer(
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Prints the table, and writes the JSON if asked to."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  if harness.JSON_OUT.value is not None:
-    harness.check_writable(harness.JSON_OUT.value)
   config = config_lib.PRESETS[_PRESET.value]
   seeds = list(range(_PARALLEL_SEEDS.value))
   world = synthetic.synthetic_world(config.world_size)
@@ -79,4 +74,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

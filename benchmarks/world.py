@@ -18,14 +18,15 @@ rates count the requests that the program computes. Beside it, in the same run:
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from benchmarks import harness
+from experiments import launch
 from mtf_jax import policies
 from mtf_jax.fitting import synthetic
 from mtf_jax.kernels import fusion
@@ -35,8 +36,15 @@ from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.scores import lookup_scores
 from mtf_jax.worlds.world import World
 
-_SESSIONS = flags.DEFINE_list("sessions", ["1", "1024", "32768"], "Sizes.")
-_CANDIDATES = flags.DEFINE_list("candidates", ["20", "50", "200"], "Sizes.")
+_WORLD = synthetic.SIZES["small"]
+_SESSIONS = launch.define_integers("sessions", [1, 1024, 32768], "Sizes.")
+_CANDIDATES = launch.define_integers(
+  "candidates",
+  [20, 50, 200],
+  "Sizes.",
+  low=_WORLD.slate_size,
+  high=_WORLD.pool_size,
+)
 _REQUESTS = flags.DEFINE_integer("requests", 16, "Requests of a session.", 1)
 
 
@@ -145,23 +153,21 @@ def _time(function: Callable, *args: Any) -> float:
   ).median_s
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs every size, prints a table, writes the result file."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   base = synthetic.synthetic_world("small")
   ceilings = harness.measure_ceilings()
   draw = functools.partial(jax.random.uniform, shape=(1 << 22,))
   uniforms_per_s = (1 << 22) / _time(draw, jax.random.key(0))
   key, requests = jax.random.key(2), _REQUESTS.value
   rows = []
-  for candidates in map(int, _CANDIDATES.value):
+  for candidates in _CANDIDATES.value:
     world = base.replace(num_candidates=candidates)
     # Gathered: codes, slate's items and responses; written: the row.
     gathered = candidates * 5 + world.slate_size * 4 * 64
     written = 4 * (2 + len(world.observation_names)) + 1
     used = world.slate_size * response_lib.NUM_UNIFORMS + 1
-    for num_sessions in map(int, _SESSIONS.value):
+    for num_sessions in _SESSIONS.value:
       print(f"{num_sessions} x {candidates}", file=sys.stderr)
       total = num_sessions * requests
 
@@ -210,4 +216,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

@@ -7,27 +7,26 @@ The policy explored around is the default weights (action 0) or `--action`.
 """
 
 import pathlib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
-from experiments import worlds
+from experiments import launch, worlds
 from mtf_jax import policies
 from mtf_jax.data import session_log
+from mtf_jax.data.behaviours import TASKS
 from mtf_jax.fitting import synthetic
+from mtf_jax.io import InputError
 from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World, fingerprint
 
-_WORLD = flags.DEFINE_string(
-  "world", "synthetic", "A world file, or `synthetic`."
-)
+_WORLD = worlds.define_world()
 _SIZE = flags.DEFINE_enum(
   "size", "small", list(synthetic.SIZES), "Size of the synthetic world."
 )
-_WORLD_SEED = flags.DEFINE_integer("world_seed", 0, "Of the synthetic world.")
+_WORLD_SEED = launch.define_seed("world_seed", 0, "Of the synthetic world.")
 _LEAVING = flags.DEFINE_enum(
   "leaving", None, sorted(LEAVING_MODELS), "Leaving model, if not the world's."
 )
@@ -38,21 +37,19 @@ _SESSIONS = flags.DEFINE_integer("sessions", 20_000, "Sessions.", 1)
 _MAX_REQUESTS = flags.DEFINE_integer(
   "max_requests", 20, "Requests after which a session is cut.", 1
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of users and exploration.")
-_OUT = flags.DEFINE_string("out", "runs/log.npz", "File to write.")
+_SEED = launch.define_seed("seed", 0, "Seed of users and exploration.")
+_OUT = launch.define_out_file("out", "runs/log.npz", "File to write.")
 
 
-def _action(num_components: int) -> jax.Array:
+def _action() -> jax.Array:
+  num_components = 2 * len(TASKS)
   if _ACTION.value is None:
     return jnp.zeros(num_components)
-  try:
-    action = [float(number) for number in _ACTION.value]
-  except ValueError:
-    action = []
+  action = launch.numbers("action", _ACTION.value)
   if len(action) != num_components or not all(abs(a) <= 1 for a in action):
-    raise app.UsageError(
+    raise InputError(
       f"--action: expected {num_components} numbers in [-1, 1], found"
-      f" {_ACTION.value}"
+      f" {','.join(_ACTION.value)}."
     )
   return jnp.array(action)
 
@@ -64,16 +61,15 @@ def _world() -> World:
   return world
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Rolls out, packs, writes."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  action = _action()
   world = _world()
   rows = rollout_lib.rollout(
     jax.random.key(_SEED.value),
     world,
     policies.explore_in_box,
-    _action(world.num_actions),
+    action,
     _SESSIONS.value,
     _MAX_REQUESTS.value,
   )
@@ -88,4 +84,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

@@ -11,48 +11,44 @@ fingerprint included, is then another. Needs the `data` extra.
 """
 
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from experiments import launch
 from mtf_jax.data import kuairand
 from mtf_jax.fitting import population as population_lib
 from mtf_jax.fitting.response_fit import fit_response
 from mtf_jax.studies.audit import held_out_days, marginals
 
-_LOG_DIR = flags.DEFINE_string(
+_LOG_DIR = launch.define_in_dir(
   "log_dir",
   None,
   "Folder in KuaiRand's own layout; that of the environment variable"
   " MTF_JAX_KUAIRAND if not given.",
-  allow_override=True,  # absl's logging has a flag of this name, unused here
 )
-_OUT_DIR = flags.DEFINE_string(
-  "out_dir", "runs/constants", "Folder to write into."
-)
+_MAX_UNKNOWN_SHARE = launch.define_max_unknown_share()
+_OUT_DIR = launch.define_out_dir("runs/constants")
 _SOURCE = flags.DEFINE_string(
   "source",
   "KuaiRand-Pure standard log (Gao et al., CIKM 2022, https://kuairand.com),"
   " CC BY-SA 4.0",
   "What the log is, and its licence; written into both files.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the fit.")
+_SEED = launch.define_seed("seed", 0, "Seed of the fit.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Reads, fits, describes, writes both files."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
+  with launch.refusals():  # They name the flag, or file, row and column.
     log_dir = kuairand.log_folder(_LOG_DIR.value)
     catalogue = kuairand.read_catalogue(log_dir)
-    log, duplicates = kuairand.read_log(log_dir, catalogue)
+    log, duplicates = kuairand.read_log(
+      log_dir, catalogue, max_unknown_share=_MAX_UNKNOWN_SHARE.value
+    )
     _, population = fit_response(
       log, catalogue, np.random.default_rng(_SEED.value)
     )
-  except ValueError as error:  # It names the flag, or file, row and column.
-    raise app.UsageError(str(error)) from error
   out_dir = pathlib.Path(_OUT_DIR.value)
   out_dir.mkdir(parents=True, exist_ok=True)
   days = f"{log.date.min()} to {log.date.max()}"
@@ -63,10 +59,10 @@ def main(argv: Sequence[str]) -> None:
   marginals.save_reference(
     held_out_days.describe_log(log), out_dir / "kuairand_reference.json", source
   )
-  print(f"rows {len(log.user)}, exact duplicates dropped {duplicates}")
+  print(f"rows {len(log.user)}, repetitions dropped {duplicates}")
   print(out_dir / "kuairand_population.json")
   print(out_dir / "kuairand_reference.json")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

@@ -5,38 +5,50 @@
 Needs the `data` extra.
 """
 
-import json
-from collections.abc import Sequence
+from absl import flags
 
-from absl import app, flags
-
+from experiments import launch
 from mtf_jax.data import kuairand
 from mtf_jax.fitting import kuairand_world
+from mtf_jax.io import InputError, json_text
 from mtf_jax.worlds import io as world_io
 
-_LOG_DIR = flags.DEFINE_string(
+_LOG_DIR = launch.define_in_dir(
   "log_dir",
   None,
   "Folder in KuaiRand's own layout; that of the environment variable"
   " MTF_JAX_KUAIRAND if not given.",
-  allow_override=True,  # absl's logging has a flag of this name, unused here
 )
-_OUT = flags.DEFINE_string("out", "kuairand.world", "World file to write.")
+_OUT = launch.define_out_file("out", "kuairand.world", "World file to write.")
 _TEST_FROM = flags.DEFINE_integer(
-  "test_from", 20220505, "First of the ranker's test days."
+  "test_from", 20220505, "First of the ranker's test days.", 1
 )
+_MAX_UNKNOWN_SHARE = launch.define_max_unknown_share()
 _NUM_USERS = flags.DEFINE_integer("num_users", 8192, "Users kept.", 1)
-_POOL_SIZE = flags.DEFINE_integer("pool_size", 512, "Items found for a user.")
+_POOL_SIZE = flags.DEFINE_integer(
+  "pool_size", 512, "Items found for a user, a power of two.", 1
+)
 _CANDIDATES = flags.DEFINE_integer("candidates", 50, "Candidates a request.", 1)
 _SLATE_SIZE = flags.DEFINE_integer("slate_size", 6, "Items shown of them.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the fit.")
+_SEED = launch.define_seed("seed", 0, "Seed of the fit.")
 
 
-def main(argv: Sequence[str]) -> None:
+def _check_counts() -> None:
+  """Refuses what would only fail after the fit."""
+  pool, shown = _POOL_SIZE.value, _SLATE_SIZE.value
+  if pool & (pool - 1):
+    raise InputError(f"--pool_size: expected a power of two, found {pool}.")
+  if not shown <= _CANDIDATES.value <= pool:
+    raise InputError(
+      "--candidates: expected at least --slate_size and at most --pool_size,"
+      f" {shown} to {pool}, found {_CANDIDATES.value}."
+    )
+
+
+def main() -> None:
   """Fits, prints the ranker's metrics, writes the file."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
+  _check_counts()
+  with launch.refusals():  # They name the flag, or file, row and column.
     fit = kuairand_world.fit_world(
       kuairand.log_folder(_LOG_DIR.value),
       test_from=_TEST_FROM.value,
@@ -45,14 +57,13 @@ def main(argv: Sequence[str]) -> None:
       num_candidates=_CANDIDATES.value,
       slate_size=_SLATE_SIZE.value,
       seed=_SEED.value,
+      max_unknown_share=_MAX_UNKNOWN_SHARE.value,
     )
-  except ValueError as error:  # It names the flag, or file, row and column.
-    raise app.UsageError(str(error)) from error
-  print(f"rows {fit.num_rows}, exact duplicates dropped {fit.num_duplicates}")
-  print("ranker on the test days:", json.dumps(fit.ranker_metrics, indent=2))
+  print(f"rows {fit.num_rows}, repetitions dropped {fit.num_duplicates}")
+  print("ranker on the test days:", json_text(fit.ranker_metrics, indent=2))
   fingerprint = world_io.save_world(_OUT.value, fit.world)
   print(f"world {fingerprint} written to {_OUT.value}")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

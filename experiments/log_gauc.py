@@ -12,63 +12,49 @@ the `data` extra.
 """
 
 import pathlib
-import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
-from experiments import worlds
+from experiments import launch, worlds
 from mtf_jax.data import kuairand
 from mtf_jax.evaluation import tables
 from mtf_jax.io import write_json
 from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import finished
-from mtf_jax.training.checkpoints import CheckpointError
 from mtf_jax.worlds.world import World, fingerprint
 
-_LOG_DIR = flags.DEFINE_string(
+_LOG_DIR = launch.define_in_dir(
   "log_dir",
   None,
   "Folder in KuaiRand's own layout; that of the environment variable"
   " MTF_JAX_KUAIRAND if not given.",
-  allow_override=True,  # absl's logging has a flag of this name, unused here
 )
-_WORLD = flags.DEFINE_string("world", "kuairand.world", "Fitted world file.")
-_RUN = flags.DEFINE_string(
+_WORLD = launch.define_in_file(
+  "world", "kuairand.world", "Fitted world file.", worlds.EXPECTED
+)
+_RUN = launch.define_in_dir(
   "run", "runs/progressive", "Folder of a progressive run in that world."
 )
-_OUT = flags.DEFINE_string("out", "runs/log_gauc.json", "JSON file to write.")
-_TEST_FROM = flags.DEFINE_integer(
-  "test_from", 20220505, "First held-out day, as in the fit."
+_OUT = launch.define_out_file(
+  "out", "runs/log_gauc.json", "JSON file to write."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the fit.")
-
-
-def _check_writable(path: pathlib.Path) -> None:
-  """Refuses a result file that could not be written, before the work."""
-  if path.is_dir():
-    raise app.UsageError(f"--out: expected a file, found the folder {path}.")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=path.parent).close()
-  except OSError as error:
-    raise app.UsageError(
-      f"--out: {path.parent} cannot be written to ({error.strerror})."
-    ) from error
+_TEST_FROM = flags.DEFINE_integer(
+  "test_from", 20220505, "First held-out day, as in the fit.", 1
+)
+_MAX_UNKNOWN_SHARE = launch.define_max_unknown_share()
+_SEED = launch.define_seed("seed", 0, "Seed of the fit.")
 
 
 def _read_policies(run_dir: str, world: World) -> dict[str, Any]:
   """Leaving model -> seed -> name -> policy."""
   policies: dict[str, Any] = {}
-  try:
+  with launch.refusals("--run: "):
     for found in finished.read_policies(run_dir, world):
       of_leaving = policies.setdefault(found.leaving, {})
       of_seed = of_leaving.setdefault(str(found.seed), {})
       of_seed[found.name] = (found.act, found.params)
-  except (ValueError, CheckpointError) as error:
-    raise app.UsageError(f"--run: {error}") from error
   return policies
 
 
@@ -79,26 +65,20 @@ def _title(leaving: str, evaluated_on: np.ndarray, chosen_on: int) -> str:
   return f"{title} (one of these days)" if chosen_on in evaluated_on else title
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Evaluates all policies of the run, prints the tables, writes the JSON."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  # Orbax reports every step.
-  logging.set_verbosity(logging.WARNING)
-  out = pathlib.Path(_OUT.value)
-  _check_writable(out)
   world = worlds.load(_WORLD.value)
-  try:
+  with launch.refusals("--"):
     log_dir = kuairand.log_folder(_LOG_DIR.value)
-  except ValueError as error:
-    raise app.UsageError(f"--{error}") from error
   policies = _read_policies(_RUN.value, world)
-  try:
+  with launch.refusals():  # They name the flags themselves.
     rows = held_out.read(
-      log_dir, world, test_from=_TEST_FROM.value, seed=_SEED.value
+      log_dir,
+      world,
+      test_from=_TEST_FROM.value,
+      seed=_SEED.value,
+      max_unknown_share=_MAX_UNKNOWN_SHARE.value,
     )
-  except ValueError as error:  # It names the flags itself.
-    raise app.UsageError(str(error)) from error
   dates = np.unique(rows.date)
   weights = log_gauc.references(rows.on(dates[:1]), world.fusion_spec)
   result = {
@@ -118,9 +98,11 @@ def main(argv: Sequence[str]) -> None:
     for leaving, found in figures.items():
       title = _title(leaving, evaluated_on, dates[0])
       print(tables.text(log_gauc.table(title, found)))
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
   write_json(out, result)
   print(out)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

@@ -6,32 +6,40 @@ Needs the `plots` extra.
 """
 
 import pathlib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import mtf_jax
+from experiments import launch
 from mtf_jax.io import replacing
 from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.studies.progressive.config import GAUSSIAN_STDDEV
 
-_OUT = flags.DEFINE_string("out", "runs/exploration.png", "Picture to write.")
+_OUT = launch.define_out_file(
+  "out",
+  "runs/exploration.png",
+  "Picture to write.",
+  suffixes=(".png", ".svg", ".pdf"),
+)
 _SHARPNESS = flags.DEFINE_float(
   "sharpness", 10.0, "Sharpness of the penalty, per unit of action."
+)
+flags.register_validator(
+  "sharpness",
+  lambda value: 0 < value < np.inf,
+  "expected a positive finite number.",
 )
 
 _BASELINE = jnp.zeros(1)
 _BLUE, _ORANGE, _GREEN = "#1f5aa6", "#d9822b", "#3a8f5c"
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Writes the picture."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   box = mtf_jax.action_box(_BASELINE)
   action = jnp.linspace(-0.7, 0.7, 561)[:, None]
   sample_keys = jax.random.split(jax.random.key(0), 100_000)
@@ -96,4 +104,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

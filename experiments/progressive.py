@@ -11,31 +11,33 @@ Matplotlib (the `plots` extra) adds `report.html`.
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
-from experiments import worlds
+from experiments import launch, worlds
 from mtf_jax.evaluation.tables import text as table_text
+from mtf_jax.io import MAX_SEED
 from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import study
-from mtf_jax.studies.progressive.run_dir import Plan, RunDir, RunDirError
+from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 
-_WORLD = flags.DEFINE_string(
-  "world", "synthetic", "`synthetic`, or a world file of fit_world."
-)
+_WORLD = worlds.define_world()
 _PRESET = flags.DEFINE_enum(
   "preset", "cpu", list(config_lib.PRESETS), "Size of the run."
 )
 _ROUNDS = flags.DEFINE_integer(
   "rounds", None, "Rounds, instead of the preset's.", lower_bound=1
 )
-_SEEDS = flags.DEFINE_list(
-  "seeds", ["0"], "Seeds; each decides users, synthetic world and learner."
+_SEEDS = launch.define_integers(
+  "seeds",
+  [0],
+  "Seeds; each decides users, synthetic world and learner.",
+  low=0,
+  high=MAX_SEED,
 )
 _PARALLEL_SEEDS = flags.DEFINE_integer(
   "parallel_seeds",
@@ -70,17 +72,9 @@ _LEAVING = flags.DEFINE_list(
   [next(iter(LEAVING_MODELS))],
   f"Leaving models: {', '.join(LEAVING_MODELS)}.",
 )
-_OUT_DIR = flags.DEFINE_string(
-  "out_dir", "runs/progressive", "Folder to write into."
-)
+_OUT_DIR = launch.define_out_dir("runs/progressive")
 _RESUME = flags.DEFINE_boolean(
   "resume", False, "Go on with the run in --out_dir."
-)
-
-flags.register_validator(
-  "world",
-  lambda value: value == "synthetic" or os.path.isfile(value),
-  "expected `synthetic` or a file that exists.",
 )
 
 
@@ -94,37 +88,32 @@ def _plan() -> Plan:
   if _ES_STEPS.value is not None:
     search = config.es_search._replace(iterations=_ES_STEPS.value)
     config = dataclasses.replace(config, es_search=search)
-  try:
+  with launch.refusals("--"):  # They name the flag first.
     return Plan(
       world=_WORLD.value,
       preset=_PRESET.value,
-      seeds=tuple(int(x) if x.isdecimal() else -1 for x in _SEEDS.value),
+      seeds=tuple(_SEEDS.value),
       parallel_seeds=_PARALLEL_SEEDS.value,
       leaving=tuple(_LEAVING.value),
       learners=tuple(_LEARNERS.value or [config.train.learner]),
       config=config,
     )
-  except ValueError as error:  # It names the flag first.
-    raise app.UsageError(f"--{error}") from error
 
 
-def main(argv: Sequence[str]) -> None:
+def _resume() -> Sequence[str]:
+  """Flags that go on with this run, once there is one."""
+  begun = (RunDir(_OUT_DIR.value).path / "run.json").exists()
+  return ["--resume"] if begun and not _RESUME.value else []
+
+
+def main() -> None:
   """Plays all rounds, writes the report, prints the table."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  # Orbax reports every step of a save.
-  logging.set_verbosity(logging.WARNING)
   plan, run_dir = _plan(), RunDir(_OUT_DIR.value)
   world = None
   if plan.world != "synthetic":
     world = worlds.load(plan.world)
-  take, flag = (run_dir.claim, "out_dir")
-  if _RESUME.value:
-    take, flag = (run_dir.resume, "resume")
-  try:
-    take(plan)
-  except RunDirError as error:
-    raise app.UsageError(f"--{flag}: {error}") from error
+  with launch.refusals("--resume: " if _RESUME.value else "--out_dir: "):
+    (run_dir.resume if _RESUME.value else run_dir.claim)(plan)
 
   def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
@@ -135,4 +124,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main, resume=_resume)

@@ -10,21 +10,21 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
+from experiments import launch
 from mtf_jax.data import session_log, transitions
+from mtf_jax.io import InputError
 from mtf_jax.learners.registry import LEARNERS
-from mtf_jax.training.checkpoints import CheckpointError, digest
+from mtf_jax.training.checkpoints import digest
 from mtf_jax.training.config import ACTORS, CRITICS, PRESETS, TrainConfig
 from mtf_jax.training.loop import TrainState
 from mtf_jax.training.resumable import train_in_folder
 
-_DATASET = flags.DEFINE_string(
-  "dataset", None, "Logged sessions (.npz).", required=True
+_DATASET = launch.define_in_file(
+  "dataset", None, "Logged sessions (.npz).", "a session file (.npz)"
 )
-_OUT_DIR = flags.DEFINE_string(
-  "out_dir", None, "Checkpoints and metrics go here.", required=True
-)
+_OUT_DIR = launch.define_out_dir(None)
 _PRESET = flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the run.")
 _LEARNER = flags.DEFINE_enum(
   "learner", "integrated_rl", list(LEARNERS), "Algorithm."
@@ -41,7 +41,7 @@ _CRITIC_UPDATES = flags.DEFINE_integer(
 _NUM_STEPS = flags.DEFINE_integer(
   "num_steps", None, "Requests that a transition spans, for n-step returns.", 1
 )
-_SEED = flags.DEFINE_integer("seed", None, "Seed of networks and batches.")
+_SEED = launch.define_seed("seed", None, "Seed of networks and batches.")
 _HYPERPARAM = flags.DEFINE_multi_string(
   "hyperparam",
   [],
@@ -55,13 +55,14 @@ def _hyperparams(items: Sequence[str]) -> dict[str, float | tuple[float, ...]]:
   values = {}
   for item in items:
     name, _, text = item.partition("=")
-    try:
-      numbers = tuple(float(number) for number in text.split(","))
-    except ValueError:
-      raise ValueError(
+    if not name or not text:
+      raise InputError(
         f"--hyperparam: expected name=number[,number], found {item!r}."
-      ) from None
-    values[name] = numbers if len(numbers) > 1 else numbers[0]
+      )
+    if name in values:
+      raise InputError(f"--hyperparam: expected {name} once, found it twice.")
+    numbers = launch.numbers("hyperparam", text.split(","))
+    values[name] = tuple(numbers) if len(numbers) > 1 else numbers[0]
   return values
 
 
@@ -78,23 +79,14 @@ def _config() -> TrainConfig:
     "hyperparams": _hyperparams(_HYPERPARAM.value) or None,
   }
   given = {name: value for name, value in given.items() if value is not None}
-  return dataclasses.replace(PRESETS[_PRESET.value], **given)
-
-
-def _load(path: str) -> tuple[session_log.SessionLog, dict[str, str]]:
-  try:
-    return session_log.load_sessions(path)
-  except FileNotFoundError as error:
-    raise app.UsageError(
-      f"--dataset: {path} cannot be read ({error.strerror})."
-    ) from error
-  except ValueError as error:  # It names the file.
-    raise app.UsageError(f"--dataset: {error}") from error
+  with launch.refusals():  # They name the field.
+    return dataclasses.replace(PRESETS[_PRESET.value], **given)
 
 
 def _train() -> TrainState:
   config = _config()
-  log, metadata = _load(_DATASET.value)
+  with launch.refusals("--dataset: "):  # They name the file.
+    log, metadata = session_log.load_sessions(_DATASET.value)
   dataset = transitions.device_dataset(
     log, num_steps=config.num_steps, discount=config.discount
   )
@@ -110,24 +102,11 @@ def _train() -> TrainState:
   )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Trains, or goes on training."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  # Orbax reports every step of a save.
-  logging.set_verbosity(logging.WARNING)
-  try:
-    state = _train()
-  except (FileExistsError, NotADirectoryError, PermissionError) as error:
-    raise app.UsageError(
-      f"--out_dir: {_OUT_DIR.value} cannot be written to ({error.strerror})."
-    ) from error
-  except CheckpointError as error:
-    raise app.UsageError(f"--out_dir: {error}") from error
-  except ValueError as error:  # It names the flag or the field.
-    raise app.UsageError(str(error)) from error
+  state = _train()
   print(json.dumps({"step": int(state.step), "sha256": digest(state)}))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main, resume=tuple)

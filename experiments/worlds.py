@@ -1,10 +1,26 @@
 """The world that a launcher's `--world` names, or a sentence why it is none."""
 
-from absl import app
+from absl import flags
 
+from experiments import launch
 from mtf_jax.fitting import synthetic
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.world import World
+
+EXPECTED = "a world file"
+
+flags.disclaim_key_flags()
+
+
+def define_world() -> flags.FlagHolder[str]:
+  """The flag `--world`: a file, or a synthetic world."""
+  return launch.define_in_file(
+    "world",
+    "synthetic",
+    "`synthetic`, or a world file.",
+    f"`synthetic` or {EXPECTED}",
+    instead="synthetic",
+  )
 
 
 def load(path: str) -> World:
@@ -17,16 +33,10 @@ def load(path: str) -> World:
     The world.
 
   Raises:
-    UsageError: the file cannot be read, or is no whole world file.
+    InputError: the file is no whole world file.
   """
-  try:
+  with launch.refusals("--world: "):  # They name the file.
     return world_io.load_world(path)
-  except OSError as error:
-    raise app.UsageError(
-      f"--world: {path} cannot be read ({error.strerror})."
-    ) from error
-  except ValueError as error:  # It names the file.
-    raise app.UsageError(f"--world: {error}") from error
 
 
 def make_or_load(name: str, size: str, world_seed: int) -> World:
@@ -41,7 +51,7 @@ def make_or_load(name: str, size: str, world_seed: int) -> World:
     The world.
 
   Raises:
-    UsageError: as `load`.
+    InputError: as `load`.
   """
   if name == "synthetic":
     return synthetic.synthetic_world(size, world_seed)

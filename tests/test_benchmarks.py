@@ -3,10 +3,11 @@
 import inspect
 
 import jax
+import numpy as np
 import pytest
 
 import mtf_jax
-from benchmarks import harness, kernels
+from benchmarks import harness, kernels, serving
 
 
 def test_every_kernel_has_a_workload():
@@ -42,12 +43,24 @@ def test_results_are_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / "new" / "result.json"
   harness.write_json(path, {"a": 1})
   with pytest.raises(ValueError, match="not JSON compliant"):
-    harness.write_json(path, {"a": float("nan")})
+    harness.write_json(path, {"a": float("inf")})
   assert path.read_text() == '{\n "a": 1\n}\n'
   assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_unwritable_result_path_is_refused_before_the_work(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(ValueError, match="json_out"):
-    harness.check_writable(tmp_path / "file" / "result.json")
+def test_serving_is_measured_beside_the_same_policy_in_numpy():
+  params = serving._params()
+  act, _ = serving._numpy_functions(params)
+  (observation, *_) = serving._requests(3, 8)
+  found = jax.vmap(serving._actor, (None, 0, None))(params, observation, None)
+  np.testing.assert_allclose(act(observation)[0], found, atol=1e-5)
+  result = serving.measure([2], [8], 20)
+  kinds = ["in_process", "exported", "checked", "numpy"]
+  assert [(row["function"], row["kind"]) for row in result["rows"]] == [
+    *(("act", kind) for kind in kinds),
+    *(("serve", kind) for kind in kinds),
+  ]
+  for row in result["rows"]:
+    assert 0 < row["p50_us"] <= row["p95_us"] <= row["p99_us"]
+    assert row["requests_per_s"] == pytest.approx(2e6 / row["p50_us"])
+  assert result["cold_start"]["load_and_self_test_s"] > 0
