@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.kernels.losses import critic_loss
+from mtf_jax.kernels.losses import critic_loss, td_targets
 from mtf_jax.learners import base
 from mtf_jax.learners.base import Policy
 from mtf_jax.networks import Actor, Critic
@@ -100,6 +100,15 @@ def values_of(
   return critic.apply(state.critic_params, *one)[0]
 
 
+def value_metrics(q: chex.Array) -> dict[str, jax.Array]:
+  """`[G]` mean, smallest and largest value of a batch's `[B, G, M]`."""
+  return {
+    "q_mean": jnp.mean(q, axis=(0, 2)),
+    "q_min": jnp.min(q, axis=(0, 2)),
+    "q_max": jnp.max(q, axis=(0, 2)),
+  }
+
+
 def regress_critics(
   critic: Critic, state: Any, batch: Transition, targets: jax.Array
 ) -> tuple[Any, dict[str, jax.Array]]:
@@ -109,7 +118,7 @@ def regress_critics(
     critic: the critics' network.
     state: with `critic_params`, `critic_optimizer` and `hyperparams`.
     batch: observations normalised.
-    targets: y, `[B, G, M]`.
+    targets: y, `[B, G, M]`, or `[B, G, 1]` for all critics of a group.
 
   Returns:
     The state after the step, and metrics: the loss, `[G]` mean, smallest and
@@ -120,7 +129,8 @@ def regress_critics(
     q_tm1 = critic.apply(
       params, batch.observation_tm1, batch.action_tm1, batch.box_tm1
     )
-    return jnp.mean(jax.vmap(critic_loss)(q_tm1, targets)), q_tm1
+    y = jnp.broadcast_to(targets, q_tm1.shape)
+    return jnp.mean(jax.vmap(critic_loss)(q_tm1, y)), q_tm1
 
   (loss, q_tm1), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
     state.critic_params
@@ -132,43 +142,108 @@ def regress_critics(
     state.hyperparams.critic_learning_rate,
     state.hyperparams.max_gradient_norm,
   )
-  metrics = {
-    "critic_loss": loss,
-    "q_mean": jnp.mean(q_tm1, axis=(0, 2)),
-    "q_min": jnp.min(q_tm1, axis=(0, 2)),
-    "q_max": jnp.max(q_tm1, axis=(0, 2)),
-    "critic_gradient_norm": norm,
-  }
+  metrics = {"critic_loss": loss, "critic_gradient_norm": norm}
   state = state._replace(critic_params=params, critic_optimizer=optimizer)
-  return state, metrics
+  return state, metrics | value_metrics(q_tm1)
 
 
-def climb(
-  loss_fn: Callable[[Any], tuple[jax.Array, Any]], state: Any
+def step_part(
+  part: str,
+  loss_fn: Callable[[Any], tuple[jax.Array, Any]],
+  state: Any,
+  learning_rate: chex.Numeric,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
-  """One step of Adam of the actor.
+  """One step of Adam of one network of a state.
 
   Args:
-    loss_fn: actor parameters -> `(loss, auxiliary)`.
-    state: with `actor_params`, `actor_optimizer` and `hyperparams`.
+    part: the network's name, "actor" for `actor_params` and `actor_optimizer`.
+    loss_fn: its parameters -> `(loss, auxiliary)`.
+    state: with these fields and `hyperparams`.
+    learning_rate: scalar step size.
 
   Returns:
     The state after the step, the auxiliary, and metrics: the loss and the
     gradient's norm.
   """
+  params = getattr(state, f"{part}_params")
   (loss, auxiliary), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-    state.actor_params
+    params
   )
   params, optimizer, norm = base.descend(
     gradient,
-    state.actor_params,
-    state.actor_optimizer,
-    state.hyperparams.actor_learning_rate,
+    params,
+    getattr(state, f"{part}_optimizer"),
+    learning_rate,
     state.hyperparams.max_gradient_norm,
   )
-  state = state._replace(actor_params=params, actor_optimizer=optimizer)
-  metrics = {"actor_loss": loss, "actor_gradient_norm": norm}
-  return state, auxiliary, metrics
+  state = state._replace(
+    **{f"{part}_params": params, f"{part}_optimizer": optimizer}
+  )
+  return state, auxiliary, {f"{part}_loss": loss, f"{part}_gradient_norm": norm}
+
+
+def climb(
+  loss_fn: Callable[[Any], tuple[jax.Array, Any]], state: Any
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+  """One step of Adam of the actor, see `step_part`.
+
+  Args:
+    loss_fn: actor parameters -> `(loss, auxiliary)`.
+    state: with `actor_params`, `actor_optimizer` and `hyperparams`.
+  """
+  learning_rate = state.hyperparams.actor_learning_rate
+  return step_part("actor", loss_fn, state, learning_rate)
+
+
+def weigh(q: chex.Array, group_weights: chex.Array) -> jax.Array:
+  """`sum_g w_g Q_g`, `[B, G, ...]` and `[G]` -> `[B, ...]`."""
+  return jnp.einsum("bg...,g->b...", q, group_weights)
+
+
+def chosen(
+  q: chex.Array, group_weights: chex.Array, *, highest: bool = False
+) -> jax.Array:
+  """Values of the critic whose weighted sum over the groups is least.
+
+  Published algorithms know one reward. With one critic chosen for all groups
+  their weighted values are exactly what the algorithm has for the weighted
+  reward; a least value of each group would add up to less. With one group it
+  is the minimum. On a tie it is the first critic, and it has all the gradient.
+
+  Args:
+    q: `[B, G, M]` values.
+    group_weights: w, `[G]`.
+    highest: of the largest weighted sum instead, static.
+
+  Returns:
+    `[B, G]` values.
+  """
+  total = weigh(q, group_weights)
+  choose = jnp.argmax if highest else jnp.argmin
+  # A contraction: the gradient of a gather would be a scatter.
+  mask = jax.nn.one_hot(choose(total, axis=1), q.shape[2], dtype=q.dtype)
+  return jnp.einsum("bgm,bm->bg", q, mask)
+
+
+def targets_of(
+  batch: Transition, discount: chex.Numeric, value_t: jax.Array
+) -> jax.Array:
+  """`r_g + gamma V_g(s')`, one target for all critics of a group.
+
+  Args:
+    batch: `[B, ...]`.
+    discount: gamma, scalar.
+    value_t: `[B, G]`; not read where the session ended.
+
+  Returns:
+    `[B, G, 1]`.
+  """
+  return jax.vmap(td_targets)(
+    batch.r_t,
+    discount * batch.discount_t,
+    jnp.ones_like(batch.discount_t),
+    value_t[:, :, None],
+  )
 
 
 def _split_batch(batch: Transition, critic_updates: int) -> Transition:
@@ -195,19 +270,30 @@ def _split_batch(batch: Transition, critic_updates: int) -> Transition:
   )
 
 
+def _normalize(state: Any, batch: Transition) -> Transition:
+  return base.normalize_batch(state.normalization, batch)
+
+
 def delayed(
   update_critic: PartialUpdate,
   update_actor: PartialUpdate,
   metrics_type: Callable[..., Any],
   critic_updates: int,
+  *,
+  prepare: Callable[[Any, Transition], Transition] = _normalize,
+  actor_first: bool = False,
 ) -> Callable[[Any, Transition], tuple[Any, Any]]:
   """`update` of a learner: some critic updates, then one of the actor [1].
 
   Args:
-    update_critic, update_actor: on a batch whose observations are normalised.
+    update_critic, update_actor: on a batch that `prepare` has seen.
     metrics_type: takes the metrics of both by name.
     critic_updates: static. A batch is split into that many parts, and the
       actor's part is the last one.
+    prepare: `(state, batch) -> batch` as the networks see it; normalises the
+      observations if omitted.
+    actor_first: whether the actor's update comes before those of the critics,
+      static; its part is then the first one.
 
   Raises:
     ValueError: `critic_updates` is not positive; at `update`, it does not
@@ -219,11 +305,14 @@ def delayed(
     )
 
   def update(state: Any, batch: Transition) -> tuple[Any, Any]:
-    batch = base.normalize_batch(state.normalization, batch)
-    parts = _split_batch(batch, critic_updates)
-    state, critic_metrics = jax.lax.scan(update_critic, state, parts)
-    last = jax.tree.map(lambda leaf: leaf[-1], parts)
-    state, actor_metrics = update_actor(state, last)
+    parts = _split_batch(prepare(state, batch), critic_updates)
+    own_part = jax.tree.map(lambda leaf: leaf[0 if actor_first else -1], parts)
+    if actor_first:
+      state, actor_metrics = update_actor(state, own_part)
+      state, critic_metrics = jax.lax.scan(update_critic, state, parts)
+    else:
+      state, critic_metrics = jax.lax.scan(update_critic, state, parts)
+      state, actor_metrics = update_actor(state, own_part)
     critic_metrics = jax.tree.map(
       lambda leaf: jnp.mean(leaf, axis=0), critic_metrics
     )

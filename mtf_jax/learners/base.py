@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from mtf_jax.data.transitions import Transition, TransitionDataset
+from mtf_jax.io import InputError
 
 _ADAM = optax.scale_by_adam()
 
@@ -130,7 +131,7 @@ def check_ranges(
     bounds: field -> (lowest, highest), both allowed.
 
   Raises:
-    ValueError: a value outside its bounds; NaN is outside.
+    InputError: a value outside its bounds; NaN is outside.
   """
   for name, (low, high) in bounds.items():
     value = getattr(hyperparams, name)
@@ -138,7 +139,7 @@ def check_ranges(
       continue
     inside = (np.asarray(value) >= low) & (np.asarray(value) <= high)
     if not np.all(inside):
-      raise ValueError(
+      raise InputError(
         f"{name}: expected a value in [{low}, {high}], found {value}."
       )
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mtf_jax.learners import bc, integrated_rl, td3_bc
+from mtf_jax.learners import bc, bcq, cql, integrated_rl, iql, sac_n, td3_bc
 from mtf_jax.learners.base import Learner
-from mtf_jax.networks import Actor, Critic
+from mtf_jax.networks import Actor, Critic, mlp_vae
 
 
 class Entry(NamedTuple):
@@ -26,10 +26,20 @@ def _bc(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
   return bc.bc(actor)
 
 
+def _bcq(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
+  # As wide as the critics; 750-750 as published.
+  generator = mlp_vae(critic.hidden_sizes)
+  return bcq.bcq(actor, critic, generator, critic_updates=critic_updates)
+
+
 LEARNERS = {
   "integrated_rl": Entry(
     integrated_rl.integrated_rl, integrated_rl.Hyperparams
   ),
   "bc": Entry(_bc, bc.Hyperparams),
   "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),
+  "iql": Entry(iql.iql, iql.Hyperparams),
+  "bcq": Entry(_bcq, bcq.Hyperparams),
+  "cql": Entry(cql.cql, cql.Hyperparams),
+  "sac_n": Entry(sac_n.sac_n, sac_n.Hyperparams),
 }

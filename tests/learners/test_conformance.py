@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from mtf_jax import learners, networks
 from mtf_jax.data import transitions
@@ -36,11 +37,14 @@ class Case(NamedTuple):
   others: a value unlike the default for every hyperparameter.
   stochastic: whether `act` draws from its key.
   improves: whether it seeks reward, and does not just repeat what was logged.
+  gains_with: numbers that it needs to find what there is in the placebo's log,
+    of 400 updates and rewards of 0.1.
   """
 
   others: dict[str, Any]
   stochastic: bool = False
   improves: bool = True
+  gains_with: dict[str, Any] = {}  # noqa: RUF012 - read only
 
 
 CASES = {
@@ -73,6 +77,73 @@ CASES = {
       "target_step_size": 0.2,
       "actor_learning_rate": 2e-3,
       "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+    }
+  ),
+  "iql": Case(
+    {
+      "discount": 0.5,
+      "expectile": 0.9,
+      "inverse_temperature": 1.0,
+      "scale_advantage": 1.0,
+      "max_weight": 0.05,
+      "cloning_scale": 0.5,
+      "value_scale": 0.5,
+      "learn_spread": 0.0,
+      "group_weights": (1.0, 0.5),
+      "told_box": 1.0,
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "actor_decay": 3.0,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+    }
+  ),
+  "sac_n": Case(
+    {
+      "discount": 0.5,
+      "target_entropy": -2.0,
+      "initial_temperature": 0.1,
+      "temperature_learning_rate": 1e-2,
+      "group_weights": (1.0, 0.5),
+      "told_box": 1.0,
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+    }
+  ),
+  "cql": Case(
+    {
+      "discount": 0.5,
+      "conservative_scale": 1.0,
+      "lagrange_threshold": 1.0,
+      "entropy_backup": 1.0,
+      "target_entropy": -2.0,
+      "initial_temperature": 0.1,
+      "temperature_learning_rate": 1e-2,
+      "group_weights": (1.0, 0.5),
+      "told_box": 1.0,
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+    },
+    gains_with={"conservative_scale": 0.2, "temperature_learning_rate": 0.01},
+  ),
+  "bcq": Case(
+    {
+      "discount": 0.5,
+      "perturbation": 0.3,
+      "min_weight": 0.2,
+      "kl_scale": 0.1,
+      "group_weights": (1.0, 0.5),
+      "told_box": 1.0,
+      "target_step_size": 0.2,
+      "generator_target_step_size": 0.1,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 2e-3,
+      "generator_learning_rate": 2e-3,
       "max_gradient_norm": 0.1,
     }
   ),
@@ -184,13 +255,44 @@ def test_every_learner_is_registered_and_has_a_case():
   }
   # Files of shared parts, the registry, and the evolution strategy, which
   # asks a fitness and sees no transitions.
-  assert files - {"base", "actor_critic", "registry", "es"} == registered
+  shared = {"base", "actor_critic", "box_units", "soft_actor"}
+  assert files - shared - {"registry", "es"} == registered
 
 
 @every_learner
 def test_jit_changes_nothing(name):
   state, batch = start(name), batch_of(1)
   assert_close(jitted(name)(state, batch), build(name).update(state, batch))
+
+
+@every_learner
+@pytest.mark.parametrize("own_runs", [False, True])
+def test_shard_map(name, own_runs):
+  """With its default checks: one run on all devices, or each its own.
+
+  One run stays the same on every device although the batch is split.
+  """
+  part = PartitionSpec("devices")
+  update = build(name).update
+  state, batch = start(name), batch_of(1)
+  of_state = PartitionSpec()
+  if own_runs:
+    update, of_state = jax.vmap(update), part
+    state, batch = jax.tree.map(lambda leaf: leaf[None], (state, batch))
+
+  def with_axis(state, batch):
+    state, metrics = update(state, batch)
+    return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+  over_mesh = jax.shard_map(
+    with_axis,
+    mesh=Mesh(jax.devices()[:1], ("devices",)),
+    in_specs=(of_state, part),
+    out_specs=(of_state, part),
+  )
+  found, _ = jax.eval_shape(over_mesh, state, batch)
+  shapes = functools.partial(jax.tree.map, lambda x: (x.shape, str(x.dtype)))
+  assert shapes(found) == shapes(state)
 
 
 @every_learner
@@ -368,7 +470,7 @@ def gains_of_seeds(name, permuted, num_seeds=12):
     state = learner.init(
       jax.random.key(seed),
       jax.tree.map(lambda leaf: leaf[0], one),
-      fields._replace(**faster),
+      fields._replace(**faster, **CASES[name].gains_with),
       normalization_from(dataset),
     )
     runs.append(loop.start(jax.random.key(100 + seed), state))
