@@ -12,6 +12,7 @@ _VERSION = re.search(
   re.MULTILINE,
 ).group(1)
 _TEST = [
+  "flatbuffers>=24",
   "hypothesis>=6.100",
   "matplotlib>=3.9",
   "pyarrow>=18",
@@ -52,6 +53,8 @@ setuptools.setup(
   extras_require={
     # Streams CSV with row numbers in its errors; reads real logs.
     "data": ["pyarrow>=18"],
+    # jax.export writes and reads programs with it.
+    "serving": ["flatbuffers>=24"],
     "plots": ["matplotlib>=3.9"],
     "test": _TEST,
     "dev": [

@@ -1,0 +1,1 @@
+"""A policy as it leaves the training process: export, load, requests."""
