@@ -113,7 +113,8 @@ def make_pool(
     seen = np.asarray(interest(response, jnp.asarray(user, jnp.int32), items))
     noise = rng.standard_normal(seen.shape, np.float32)
     found = np.argpartition(-(seen + retrieval.noise * noise), size - 1, axis=1)
-    blocks.append(rng.permuted(found[:, :size], axis=1))
+    # Sorted: the order of a partition is another on every kind of processor.
+    blocks.append(rng.permuted(np.sort(found[:, :size], axis=1), axis=1))
   pool = np.concatenate(blocks)[: response.num_users]
   return pool.astype(np.uint16 if num_items <= 1 << 16 else np.int32)
 

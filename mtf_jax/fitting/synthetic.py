@@ -222,7 +222,8 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
   Args:
     size: one of `SIZES`.
     world_seed: decides users, items and errors; the same seed gives the same
-      world on one kind of processor, whatever the number of its cores.
+      world with the same versions of JAX and NumPy, whatever the number of
+      cores.
 
   Returns:
     The world, with the default leaving model.

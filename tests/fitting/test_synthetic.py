@@ -44,7 +44,7 @@ def test_same_seed_same_world_on_any_number_of_cores(small_world):
   platform.machine() != "x86_64", reason="other processors round differently"
 )
 def test_the_fingerprint_is_the_one_on_record(small_world):
-  assert fingerprint(small_world) == "d9e568b2fb1f7a62"
+  assert fingerprint(small_world) == "0998e8c2c9e12be3"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -93,6 +93,24 @@ def test_pool_holds_the_most_interesting_items_without_noise():
     )
     best = np.argsort(-np.asarray(interest))[:8]
     assert set(pool[user].tolist()) == set(best.tolist())
+
+
+def test_pool_does_not_hang_on_the_order_of_a_partition(monkeypatch):
+  # NumPy's own differs between processors: it has one sort per instruction set.
+  def pool():
+    rng = np.random.default_rng(0)
+    response = jax.tree.map(jnp.asarray, synthetic_response(rng, 3, 64))
+    return build.make_pool(response, build.Retrieval(8), rng)
+
+  expected = pool()
+  partition = np.argpartition
+
+  def reversed_partition(values, kth, axis):
+    found = partition(values, kth, axis=axis)
+    return np.concatenate([found[:, kth::-1], found[:, :kth:-1]], axis=1)
+
+  monkeypatch.setattr(np, "argpartition", reversed_partition)
+  np.testing.assert_array_equal(pool(), expected)
 
 
 @pytest.mark.parametrize("size", [0, 12, 128])
