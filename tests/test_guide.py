@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
@@ -17,7 +18,7 @@ from mtf_jax.studies.progressive.config import PRESETS
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig
 from tests.learners.test_conformance import Case
-from tests.session_logs import random_log
+from tests.session_logs import log_of, random_log
 
 _GUIDE = pathlib.Path(__file__).parents[1] / "docs" / "guide.md"
 
@@ -107,3 +108,23 @@ def test_its_entry_is_all_that_configurations_need(monkeypatch):
     assert (train.learner, train.num_steps) == ("rwr", num_steps)
     rate = preset.train.hyperparams["actor_learning_rate"]
     assert train.hyperparams == {"actor_learning_rate": rate, **own}
+
+
+def test_the_estimates_of_the_guide_are_printed(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  u = rng.uniform(-1, 1, (400, 2))
+  log = log_of(
+    rng.normal(size=(400, 3)),
+    0.15 * u,
+    (5 + u[:, :1] + 0.1 * rng.standard_normal((400, 1))),
+  )
+  session_log.save_sessions(tmp_path / "log.npz", log)
+  scope = {}
+  exec(_block_with("def report(path"), scope)
+  params = jnp.asarray([0.075, 0.2], jnp.float32)
+  scope["report"](tmp_path / "log.npz", lambda params, x, key: params, params)
+  printed = capsys.readouterr().out
+  (value, gain, outside, _, _) = printed.splitlines()
+  assert float(value.split()[2]) == pytest.approx(5.5, abs=0.1)
+  assert float(gain.split()[5].rstrip("%")) == pytest.approx(10, abs=1)
+  assert outside == "outside its box 100.0%"
