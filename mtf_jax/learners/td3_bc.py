@@ -10,6 +10,10 @@ the mean over critics, not the sum: Adam steps the same, and a finite
 `max_gradient_norm` means what it means for other learners. `mean |Q|` has 1e-7
 added to it, because critics that start at 0 would divide by it.
 
+Told the box, policy, noise and distance are in half-widths of it, so that the
+published numbers keep their meaning; told nothing, the noise of 0.2 is wider than
+a box of half-width 0.15.
+
 Letters: `B` transitions of a batch, `S` state features, `A` action components,
 `G` reward groups, `M` critics of a group (two as published).
 
@@ -33,7 +37,7 @@ import optax
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.kernels.losses import td_targets
-from mtf_jax.learners import actor_critic, base
+from mtf_jax.learners import actor_critic, base, box_units
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.networks import Actor, Critic
 
@@ -50,10 +54,10 @@ class Hyperparams(NamedTuple):
   normalize_value: 1 divides that weight by mean |Q|, 0 does not.
   cloning_scale: beta, weight of the squared distance to the logged action.
   target_noise: standard deviation of the noise on the target action, in units
-    of the action. The published 0.2 is more than a box of half-width 0.15; the
-    same share of such a box is 0.03, with a `target_noise_clip` of 0.075.
+    of the action that the network answers.
   target_noise_clip: limit of that noise, same units.
   group_weights: w, scalar or `[G]`, weight of each group's value.
+  told_box: 1 for a policy inside its box, 0 for one in [-1, 1]^A.
   target_step_size: tau of the soft updates, in [0, 1].
   actor_learning_rate: Adam's step size for the actor.
   critic_learning_rate: Adam's step size for the critics.
@@ -67,6 +71,7 @@ class Hyperparams(NamedTuple):
   target_noise: chex.Numeric = 0.2
   target_noise_clip: chex.Numeric = 0.5
   group_weights: chex.Numeric = 1.0
+  told_box: chex.Numeric = 0.0
   target_step_size: chex.Numeric = 0.005
   actor_learning_rate: chex.Numeric = 3e-4
   critic_learning_rate: chex.Numeric = 3e-4
@@ -86,6 +91,7 @@ class State(NamedTuple):
   actor_optimizer, critic_optimizer: Adam's moments.
   hyperparams: the numbers of the algorithm, each a leaf.
   normalization: of the observations.
+  frame: of the actions.
   rng_key: from which the noise of the target actions is drawn.
   """
 
@@ -97,6 +103,7 @@ class State(NamedTuple):
   critic_optimizer: Any
   hyperparams: Hyperparams
   normalization: Normalization
+  frame: box_units.Frame
   rng_key: chex.PRNGKey
 
 
@@ -107,7 +114,7 @@ class Metrics(NamedTuple):
   q_mean, q_min, q_max: `[G]` over batch and critics, at the logged actions.
   value_weight: scalar lambda.
   cloning_error: scalar, mean squared distance of the actor to the logged
-    action's components.
+    action's components, in the units that the network answers.
   critic_gradient_norm, actor_gradient_norm: scalars, before clipping.
   """
 
@@ -129,6 +136,7 @@ _BOUNDS = {
   "cloning_scale": (0.0, np.inf),
   "target_noise": (0.0, np.inf),
   "target_noise_clip": (0.0, np.inf),
+  "told_box": (0.0, 1.0),
   "target_step_size": (0.0, 1.0),
   "actor_learning_rate": (0.0, np.inf),
   "critic_learning_rate": (0.0, np.inf),
@@ -182,6 +190,9 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
     critic_params = critic.init(
       critic_key, observation, example.action_tm1, example.box_tm1
     )
+    numbers = actor_critic.own_hyperparams(
+      hyperparams, example, by_group=("group_weights",)
+    )
     return State(
       actor_params=actor_params,
       critic_params=critic_params,
@@ -190,10 +201,9 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
       target_critic_params=jax.tree.map(jnp.copy, critic_params),
       actor_optimizer=base.start_optimizer(actor_params),
       critic_optimizer=base.start_optimizer(critic_params),
-      hyperparams=actor_critic.own_hyperparams(
-        hyperparams, example, by_group=("group_weights",)
-      ),
+      hyperparams=numbers,
       normalization=base.own_normalization(normalization, observation),
+      frame=box_units.frame_of(numbers.told_box, example.box_tm1),
       rng_key=noise_key,
     )
 
@@ -257,15 +267,19 @@ def td3_bc(actor: Actor, critic: Critic, *, critic_updates: int = 2) -> Learner:
   def value(
     state: State, observation: chex.Array, action: chex.Array, box: ActionBox
   ) -> jax.Array:
-    q = actor_critic.values_of(critic, state, observation, action, box)
+    q = box_units.values_of(critic, state, observation, action, box)
     return jnp.min(q, axis=1)
 
   return Learner(
     init=init,
     update=actor_critic.delayed(
-      update_critic, update_actor, Metrics, critic_updates
+      update_critic,
+      update_actor,
+      Metrics,
+      critic_updates,
+      prepare=box_units.prepare,
     ),
-    policy=actor_critic.policy,
-    act=actor_critic.deterministic_act(actor),
+    policy=box_units.policy,
+    act=box_units.deterministic_act(actor),
     value=value,
   )

@@ -71,9 +71,10 @@ CASES = {
       "value_scale": 1.0,
       "normalize_value": 0.0,
       "cloning_scale": 0.5,
-      "target_noise": 0.03,
-      "target_noise_clip": 0.05,
+      "target_noise": 0.1,
+      "target_noise_clip": 0.15,
       "group_weights": (1.0, 0.5),
+      "told_box": 1.0,
       "target_step_size": 0.2,
       "actor_learning_rate": 2e-3,
       "critic_learning_rate": 1e-3,
@@ -253,10 +254,10 @@ def test_every_learner_is_registered_and_has_a_case():
     entry.hyperparams.__module__.rpartition(".")[2]
     for entry in registry.LEARNERS.values()
   }
-  # Files of shared parts, the registry, and the evolution strategy, which
-  # asks a fitness and sees no transitions.
+  # Files of shared parts, the registry, the evolution strategy, which asks a
+  # fitness and sees no transitions, and the evaluation of somebody's policy.
   shared = {"base", "actor_critic", "box_units", "soft_actor"}
-  assert files - shared - {"registry", "es"} == registered
+  assert files - shared - {"registry", "es", "fqe"} == registered
 
 
 @every_learner

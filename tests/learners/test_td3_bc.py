@@ -7,7 +7,7 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import transitions
-from mtf_jax.learners import td3_bc
+from mtf_jax.learners import box_units, td3_bc
 from mtf_jax.learners.base import Normalization
 from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
 from mtf_jax.training import loop
@@ -282,3 +282,49 @@ def test_the_value_is_the_least_of_a_groups_critics():
   q = critic.apply(state.critic_params, seen, *given[1:])
   np.testing.assert_allclose(found, q.min(axis=2), rtol=1e-5, atol=1e-6)
   assert not np.allclose(found, q.mean(axis=2), atol=1e-3)
+
+
+def test_told_a_box_it_learns_what_it_learns_untold_from_actions_in_its_units():
+  learner = td3_bc.td3_bc(ACTOR, networks.mlp_critic(G, M, SIZES))
+  numbers = td3_bc.Hyperparams(
+    group_weights=WEIGHTS, actor_learning_rate=0.01, critic_learning_rate=0.02
+  )
+  batches = [make_batch(seed, batch_size=2 * B) for seed in range(4)]
+  # One box, as a log around one global action has it.
+  box = jax.tree.map(lambda leaf: leaf[:1], batches[0].box_tm1)
+  batches = [
+    batch._replace(
+      action_tm1=box.lower
+      + (box.upper - box.lower) * (batch.action_tm1 + 1) / 2,
+      box_tm1=jax.tree.map(lambda leaf: jnp.repeat(leaf, 2 * B, 0), box),
+      box_t=jax.tree.map(lambda leaf: jnp.repeat(leaf, 2 * B, 0), box),
+    )
+    for batch in batches
+  ]
+  in_units = [box_units.batch_to_units(1.0, batch) for batch in batches]
+  policies = []
+  for told, seen in ((1.0, batches), (0.0, in_units)):
+    state = learner.init(
+      jax.random.key(0),
+      example_of(seen[0]),
+      numbers._replace(told_box=told),
+    )
+    update = jax.jit(learner.update)
+    for batch in seen[1:]:
+      state, metrics = update(state, batch)
+    policies.append((learner.policy(state), metrics))
+  (told, told_metrics), (untold, metrics) = policies
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    (told.actor_params, told_metrics),
+    (untold.actor_params, metrics),
+  )
+  # The same answer, and acted with inside the box.
+  observation = batches[0].observation_tm1[0]
+  u = learner.act(untold, observation, jax.random.key(0))
+  action = learner.act(told, observation, jax.random.key(0))
+  centre = (box.lower + box.upper)[0] / 2
+  np.testing.assert_allclose(
+    action, centre + (box.upper - box.lower)[0] / 2 * u, rtol=1e-4
+  )
+  assert np.all((action >= box.lower[0]) & (action <= box.upper[0]))
