@@ -30,11 +30,12 @@ def log_of(
     bootstrap_only = np.zeros(num_rows, bool)
   centre = np.broadcast_to(np.asarray(centre, np.float32), action.shape)
   width = np.float32(half_width)
+  lower, upper = centre - width, centre + width
   log = SessionLog(
     observation=observation,
     action=action,
-    box=ActionBox(lower=centre - width, upper=centre + width),
-    log_prob=np.zeros(num_rows, np.float32),
+    box=ActionBox(lower=lower, upper=upper),
+    log_prob=-np.log(upper - lower).sum(axis=1, dtype=np.float32),
     exploration_held=np.zeros(num_rows, bool),
     reward=reward,
     feedback=np.zeros((num_rows, 2), np.float32),

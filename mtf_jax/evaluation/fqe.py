@@ -9,6 +9,7 @@ Letters: `N` rows of the log, `n` sessions, `S` state features, `A` action
 components, `G` reward groups.
 """
 
+import functools
 import math
 
 import chex
@@ -39,6 +40,28 @@ def first_rows(
   )
 
 
+@functools.partial(jax.jit, static_argnames="learner")
+def _values(
+  learner: Learner,
+  state: State,
+  rng_keys: chex.PRNGKey,
+  observation: chex.Array,
+  box: ActionBox,
+  group_weights: chex.Numeric,
+) -> tuple[jax.Array, jax.Array]:
+  """`[n]` values of the policy's actions, and whether these are outside."""
+
+  def one(rng_key, observation, box):
+    action = learner.act(state.policy_params, observation, rng_key)
+    q = learner.value(state, observation, action, box)
+    position = box_deviation(action, box)
+    pinned = (box.upper <= box.lower) & (jnp.abs(action - box.lower) > ROUNDING)
+    outside = jnp.any((jnp.abs(position) > 1 + ROUNDING) | pinned)
+    return jnp.sum(group_weights * q), outside
+
+  return jax.vmap(one)(rng_keys, observation, box)
+
+
 def policy_value(
   learner: Learner,
   state: State,
@@ -61,19 +84,9 @@ def policy_value(
     The value, discounted, without an interval; all sessions weigh the same.
   """
 
-  def one(observation, lower, upper, key):
-    box = ActionBox(lower, upper)
-    action = learner.act(state.policy_params, observation, key)
-    value = jnp.sum(
-      group_weights * learner.value(state, observation, action, box)
-    )
-    position = box_deviation(action, box)
-    pinned = (upper <= lower) & (jnp.abs(action - lower) > ROUNDING)
-    return value, jnp.any((jnp.abs(position) > 1 + ROUNDING) | pinned)
-
   keys = jax.random.split(rng_key, observation.shape[0])
   value, outside = jax.device_get(
-    jax.jit(jax.vmap(one))(observation, box.lower, box.upper, keys)
+    _values(learner, state, keys, observation, box, group_weights)
   )
   value = value.astype(np.float64)
   return Estimate(

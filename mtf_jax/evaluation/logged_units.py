@@ -22,6 +22,8 @@ from mtf_jax.io import InputError, as_array
 # range cannot show it.
 _HELD_ERROR = 1e-3
 _NARROW = 1e-3
+# Of a sum of float32 logarithms.
+_DENSITY_ERROR = 1e-3
 # Half-widths by which a float32 action may be beyond its bound.
 ROUNDING = 1e-4
 
@@ -93,19 +95,13 @@ def scalar_reward(
   return reward @ weights
 
 
-def check_discount(discount: float) -> None:
-  """Refuses a discount outside [0, 1]; NaN is outside."""
-  if not 0 <= discount <= 1:
-    raise InputError(f"discount: expected a value in [0, 1], found {discount}.")
-
-
 def units_from(
   log: SessionLog,
   *,
   discount: float = 1.0,
   group_weights: chex.Array | None = None,
 ) -> LoggedUnits:
-  """The units of a valid log.
+  """The units of a valid log whose actions were uniform in their boxes.
 
   Where exploration is held a unit is a session and its outcome the discounted
   sum of the session's rewards; a session that the log cut ends there. Else it
@@ -121,11 +117,12 @@ def units_from(
     The units, in the log's order.
 
   Raises:
-    InputError: a discount or weights that are none, a log with sessions of both
-      kinds or without a request, or a session that says it held a deviation and
-      did not.
+    InputError: a discount or weights that are none, densities that are not
+      those of uniform draws, a log with sessions of both kinds or without a
+      request, or a session that says it held a deviation and did not.
   """
-  check_discount(discount)
+  if not 0 <= discount <= 1:  # NaN is outside.
+    raise InputError(f"discount: expected a value in [0, 1], found {discount}.")
   reward = scalar_reward(log, group_weights)
   request = ~as_array(log.bootstrap_only, "bootstrap_only")
   step = as_array(log.step, "step")
@@ -144,6 +141,18 @@ def units_from(
   action = np.asarray(log.action, np.float64)[request]
   half_width = (upper - lower) / 2
   explores = half_width > 0
+  uniform = -np.sum(
+    np.log(np.where(explores, upper - lower, 1)), axis=1, initial=0
+  )
+  log_prob = np.asarray(log.log_prob, np.float64)[request]
+  others = np.abs(log_prob - uniform) > _DENSITY_ERROR
+  if others.any():
+    row = int(np.argmax(others))
+    raise InputError(
+      "log_prob: expected the density of a uniform draw from the box, found"
+      f" another at {int(others.sum())} of {others.size} requests, first at"
+      f" request {row}: {log_prob[row]:.4f} instead of {uniform[row]:.4f}."
+    )
   deviation = np.where(
     explores,
     (action - (upper + lower) / 2) / np.where(explores, half_width, 1),

@@ -17,6 +17,7 @@ References:
   Effects", arXiv 1712.04912.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -208,7 +209,7 @@ def doubly_robust(
   units: LoggedUnits,
   action: chex.Array,
   nuisance: Nuisance,
-  weights=linear_weights,
+  weights: Callable[[LoggedUnits, np.ndarray], np.ndarray] = linear_weights,
 ) -> Estimate:
   """Value of a policy, unbiased for any m and th where the weights are exact.
 

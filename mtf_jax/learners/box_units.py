@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.learners import base
+from mtf_jax.learners import actor_critic, base
 from mtf_jax.learners.base import Normalization
 from mtf_jax.networks import Actor, Critic
 
@@ -113,14 +113,13 @@ def deterministic_act(
   One function for one actor, whatever the learner: it is a static argument, and
   another object would compile everything again.
   """
+  answer = actor_critic.deterministic_act(actor)
 
   def act(
     params: Policy, observation: chex.Array, rng_key: chex.PRNGKey
   ) -> jax.Array:
-    del rng_key  # The policy is deterministic.
-    observation = base.normalize_one(params.normalization, observation)
-    action = actor.apply(params.actor_params, observation[None, :])[0]
-    return in_frame(params.frame, action)
+    own = base.Policy(params.actor_params, params.normalization)
+    return in_frame(params.frame, answer(own, observation, rng_key))
 
   return act
 
@@ -144,7 +143,5 @@ def values_of(
   Returns:
     `[G, M]` values in units of the return.
   """
-  observation = base.normalize_one(state.normalization, observation)
-  units = to_units(state.hyperparams.told_box, action, box)
-  one = jax.tree.map(lambda leaf: leaf[None], (observation, *units))
-  return critic.apply(state.critic_params, *one)[0]
+  units, box = to_units(state.hyperparams.told_box, action, box)
+  return actor_critic.values_of(critic, state, observation, units, box)

@@ -23,7 +23,7 @@ import numpy as np
 
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.kernels.losses import critic_loss
+from mtf_jax.kernels.losses import critic_loss, td_targets
 from mtf_jax.learners import actor_critic, base, cql, soft_actor
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.networks import Critic
@@ -101,7 +101,7 @@ _BOUNDS = {
 Act = Callable[[Any, chex.Array, chex.PRNGKey], jax.Array]
 
 
-def fqe(act: Act, critic: Critic, *, num_samples: int = 10) -> Learner:
+def fqe(act: Act, critic: Critic, *, num_samples: int = 0) -> Learner:
   """Builds fitted Q evaluation of a policy; `training.loop` fits it.
 
   One update, `pi` the policy: `y_gm = r_g + gamma Q'_gm(s', pi(s'))`; Adam on the
@@ -114,8 +114,8 @@ def fqe(act: Act, critic: Critic, *, num_samples: int = 10) -> Learner:
   Args:
     act: the policy, static; what it answers is not checked.
     critic: the critics' network.
-    num_samples: N, static; 0 leaves the penalty out of the program, and then
-      `conservative_scale` has to be 0.
+    num_samples: N, static, as many passes of the critics more; 0 leaves the
+      penalty out of the program, and then `conservative_scale` has to be 0.
 
   Returns:
     The learner. Its `init` has one argument more, `policy_params`, by name. It
@@ -178,9 +178,11 @@ def fqe(act: Act, critic: Critic, *, num_samples: int = 10) -> Learner:
     q_t = critic.apply(
       state.target_critic_params, batch.observation_t, action_t, batch.box_t
     )
-    bootstrap = numbers.discount * batch.discount_t[:, None, None] * q_t
-    targets = batch.r_t[:, :, None] + jnp.where(
-      continues[:, None, None], bootstrap, 0
+    targets = jax.vmap(td_targets)(
+      batch.r_t,
+      numbers.discount * batch.discount_t,
+      jnp.ones_like(batch.discount_t),
+      q_t,
     )
     lower, upper = batch.box_tm1.lower, batch.box_tm1.upper
     unit = jax.random.uniform(

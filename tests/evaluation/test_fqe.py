@@ -192,7 +192,7 @@ def test_a_state_after_an_exit_is_never_read():
   log = random_log()
   dataset = transitions.device_dataset(log)
   batch = transitions.sample_transitions(jax.random.key(5), dataset, 32)
-  learner = fqe.fqe(_constant, networks.box_critic(2, 1, (8,)))
+  learner = fqe.fqe(_constant, networks.box_critic(2, 1, (8,)), num_samples=4)
   state = learner.init(
     jax.random.key(0),
     jax.tree.map(lambda leaf: leaf[0], batch),
@@ -209,6 +209,11 @@ def test_a_state_after_an_exit_is_never_read():
   expected, found = (update(state, each)[1] for each in (ended, hidden))
   assert np.isfinite(found.critic_loss)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+  # Other numbers are the same program.
+  numbers = jax.tree.map(lambda leaf: leaf / 2, state.hyperparams)
+  other = update(state._replace(hyperparams=numbers), ended)[1]
+  assert other.critic_loss != expected.critic_loss
+  assert update._cache_size() == 1
 
 
 def test_outside_the_box_is_told():

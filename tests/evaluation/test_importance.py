@@ -3,7 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from mtf_jax.evaluation.importance import box_kernel, ncis
+from mtf_jax.evaluation.importance import (
+  PUBLISHED_STDDEVS,
+  box_kernel,
+  ncis,
+)
 from mtf_jax.evaluation.logged_units import units_from
 from mtf_jax.io import InputError
 from tests.session_logs import log_of, observation_only, random_log
@@ -24,7 +28,13 @@ def _one_component(rows=400_000):
 
 @pytest.mark.parametrize(
   ("stddev", "shift"),
-  [(0.2, 0.093), (0.15, 0.164), (0.0866, 0.438), (0.075, 0.537)],
+  [
+    (0.2, 0.093),
+    (0.15, 0.164),
+    (0.0866, 0.438),
+    (0.075, 0.537),
+    *zip(PUBLISHED_STDDEVS, (0.034, 0.748), strict=True),
+  ],
 )
 def test_ncis_on_a_uniform_log_shows_the_langevin_share_of_a_step(
   stddev, shift

@@ -1,8 +1,11 @@
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax import policies
 from mtf_jax.evaluation import off_policy
 from mtf_jax.evaluation.logged_units import target_deviation, units_from
 from mtf_jax.evaluation.off_policy import (
@@ -14,6 +17,9 @@ from mtf_jax.evaluation.off_policy import (
 )
 from mtf_jax.evaluation.statistics import relative_gain
 from mtf_jax.io import InputError
+from mtf_jax.kernels import exploration
+from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.worlds import rollout
 from tests.session_logs import log_of, observation_only
 
 _HALF_WIDTH = 0.15
@@ -223,7 +229,9 @@ def test_a_component_without_width_is_never_extrapolated_silently():
   action = log.action.copy()
   lower[:, 2] = upper[:, 2] = action[:, 2] = 0.25
   log = log._replace(
-    action=action, box=log.box._replace(lower=lower, upper=upper)
+    action=action,
+    box=log.box._replace(lower=lower, upper=upper),
+    log_prob=np.full(1200, -2 * np.log(0.3), np.float32),
   )
   units = units_from(log)
   assert not units.explores[:, 2].any()
@@ -231,7 +239,8 @@ def test_a_component_without_width_is_never_extrapolated_silently():
   deviation, outside = target_deviation(units, target)
   assert not outside.any()
   np.testing.assert_array_equal(deviation, 0)
-  np.testing.assert_allclose(quadratic_weights(units, deviation).mean(), 1, 0.5)
+  # Three standard errors; a component that does not explore would add 1.25.
+  assert quadratic_weights(units, deviation).mean() == pytest.approx(1, abs=0.2)
   assert np.isfinite(fit_slopes(units).slope).all()
   target[:, 2] = 0.26
   assert target_deviation(units, target)[1].all()
@@ -271,6 +280,12 @@ def test_bad_logs_and_actions_are_refused():
     units_from(log, discount=1.5)
   with pytest.raises(InputError, match=r"discount: .* found nan"):
     units_from(log, discount=math.nan)
+  density = log.log_prob.copy()
+  density[5] = -8
+  with pytest.raises(
+    InputError, match=r"log_prob: .*1 of 40 .* 5: -8.0000 instead of 3.6119"
+  ):
+    units_from(log._replace(log_prob=density))
   mixed = log.exploration_held.copy()
   mixed[:2] = False
   with pytest.raises(InputError, match=r"exploration_held: .* 38 of 40"):
@@ -297,3 +312,44 @@ def test_folds_hold_whole_sessions():
   fold = off_policy._folds(session, 0)
   assert (fold.reshape(23, 3) == fold[::3][:, None]).all()
   assert set(fold) == set(range(off_policy.FOLDS))
+
+
+def _moving(params, observation, rng_key):
+  """A policy whose boxes move with the session, some of them cut at a limit."""
+  del rng_key
+  return jnp.tanh(params * jnp.sum(observation))
+
+
+def _gaussian(params, observation, rng_key):
+  """The exploration of a platform without boxes."""
+  del observation
+  action = exploration.sample_gaussian(rng_key, params, 0.1)
+  limit = jnp.ones_like(params)
+  log_prob = exploration.gaussian_log_prob(action, params, 0.1)
+  return policies.Decision(action, ActionBox(-limit, limit), log_prob)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_logs_of_a_world_are_read_and_gaussian_ones_refused(small_world, held):
+  def log_of_policy(act, params):
+    name = "session" if held else "request"
+    rows = rollout.rollout(
+      jax.random.key(0), small_world, act, params, 256, 5, name
+    )
+    return rollout.pack(rows)
+
+  params = policies.PolicyParams(
+    jnp.linspace(-1, 2, 10), jnp.float32(_HALF_WIDTH), jnp.float32(0)
+  )
+  log = log_of_policy(policies.explore_around(_moving), params)
+  units = units_from(log)
+  assert len(units.outcome) == (256 if held else np.sum(~log.bootstrap_only))
+  widths = (log.box.upper - log.box.lower)[~log.bootstrap_only]
+  assert widths.min() < 0.2 < 0.29 < widths.max()
+  assert np.abs(units.deviation).max() <= 1 + 1e-4
+  # Uniform: the second moment that the weights are made of.
+  moment = np.square(units.deviation)[units.explores]
+  error = np.sqrt(4 / 45 / moment.size)
+  assert moment.mean() == pytest.approx(1 / 3, abs=4 * error)
+  with pytest.raises(InputError, match="log_prob: expected the density of a"):
+    units_from(log_of_policy(_gaussian, jnp.zeros(10)))
