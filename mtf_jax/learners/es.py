@@ -36,6 +36,7 @@ class Search(NamedTuple):
 
 
 # `(weights, key, key) -> scalar`: of what happens, and of the policy's draws.
+# Positive on the mean; equal keys must give equal circumstances.
 Fitness = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -46,22 +47,24 @@ def ascend(
   search: Search,
   stddev: chex.Array,
   project: Callable[[jax.Array], jax.Array],
+  common: bool = True,
 ) -> jax.Array:
   """Ascends a fitness with antithetic perturbations [1].
 
   Each evaluation is done with its own perturbation of the weights, forwards and
-  backwards under the same keys, so that a step costs `2 * sessions` evaluations
-  and estimates the gradient of every weight.
+  backwards, so that a step costs `2 * sessions` evaluations and estimates the
+  gradient of every weight.
 
   Args:
     rng_key: random number generator key, consumed.
     weights: `[...]` where to start.
-    fitness: `(weights, key, key) -> scalar`, positive on the mean: equal keys
-      must give equal circumstances.
+    fitness: what is to be climbed, see `Fitness`.
     search: effort, static.
     stddev: of the perturbation, like `weights` or broadcast to it, non-negative.
       A weight with 0 stays where it is.
     project: applied to the weights after each step.
+    common: whether the two of a pair have the same keys, static. Traffic cannot
+      be seen twice: there each has its own.
 
   Returns:
     `[...]`, the mean of the weights over the last half of the steps.
@@ -77,10 +80,15 @@ def ascend(
     def one(key):
       noise_key, *keys = jax.random.split(key, 3)
       delta = stddev * jax.random.normal(noise_key, weights.shape)
+
+      def one_of_pair(sign, number):
+        own = keys
+        if not common:
+          own = [jax.random.fold_in(key, number) for key in keys]
+        return fitness(weights + sign * delta, *own)
+
       # One copy of the fitness in the program, not two.
-      up, down = jax.vmap(lambda sign: fitness(weights + sign * delta, *keys))(
-        signs
-      )
+      up, down = jax.vmap(one_of_pair)(signs, jnp.arange(2))
       return (up - down) * delta, up + down
 
     slope, level = jax.vmap(one)(jax.random.split(key, search.sessions))

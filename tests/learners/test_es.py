@@ -54,3 +54,21 @@ def test_pairs_cancel_what_their_keys_decide():
   start = jnp.asarray(_BEST) + 0.2
   found = _ascend(jax.random.key(2), start, jnp.full((1, 3), 0.01), 1.0, search)
   assert np.all(np.asarray(found) < np.asarray(start))
+
+
+def test_traffic_of_its_own_for_both_of_a_pair():
+  """A fitness that only the keys decide cancels where the pair shares them."""
+
+  def luck(weights, event_key, policy_key):
+    return 10.0 + jax.random.normal(event_key) + 0 * jnp.sum(weights)
+
+  search = _SEARCH._replace(iterations=2, sessions=8)
+  start = jnp.zeros((3,))
+
+  def found(common):
+    return es.ascend(
+      jax.random.key(0), start, luck, search, 0.1 + start, lambda x: x, common
+    )
+
+  np.testing.assert_array_equal(found(True), start)
+  assert np.all(np.abs(found(False)) > 1e-3)
