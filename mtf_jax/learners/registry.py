@@ -14,10 +14,13 @@ class Entry(NamedTuple):
   build: `(actor, critic, *, critic_updates=...) -> Learner`.
   hyperparams: class of the numbers that the learner's `init` takes, a
     NamedTuple with a default for every field.
+  actor_answers: whether what the actor answers is the policy's action, in the
+    units of its frame, and not a part of it.
   """
 
   build: Callable[..., Learner]
   hyperparams: type[Any]
+  actor_answers: bool = True
 
 
 def _bc(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
@@ -39,7 +42,7 @@ LEARNERS = {
   "bc": Entry(_bc, bc.Hyperparams),
   "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),
   "iql": Entry(iql.iql, iql.Hyperparams),
-  "bcq": Entry(_bcq, bcq.Hyperparams),
+  "bcq": Entry(_bcq, bcq.Hyperparams, actor_answers=False),
   "cql": Entry(cql.cql, cql.Hyperparams),
   "sac_n": Entry(sac_n.sac_n, sac_n.Hyperparams),
 }

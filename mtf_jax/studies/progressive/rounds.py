@@ -90,14 +90,27 @@ class NonFiniteSeedError(InputError, FloatingPointError):
   """Training of a seed met a value that is not finite; it is named."""
 
 
-def _train(
+def train_seeds(
   experiment: Experiment,
   rng_key: chex.PRNGKey,
   state: Any,
   dataset: TransitionDataset,
   num_updates: int,
-  on_chunk: OnChunk | None,
+  on_chunk: OnChunk | None = None,
 ) -> Any:
+  """A learner's state after updates on a dataset, leading axes `R`.
+
+  Args:
+    experiment: its learner and configuration.
+    rng_key: keys `[R]`, consumed.
+    state: the learner's, kept.
+    dataset: of each seed.
+    num_updates: how many.
+    on_chunk: as in `loop.train_many`.
+
+  Raises:
+    NonFiniteSeedError: a seed met what is not finite.
+  """
   train = experiment.config.train
   # Copies: training donates its state, and the caller keeps the old policy.
   begin = jax.vmap(loop.start)(rng_key, jax.tree.map(jnp.copy, state))
@@ -193,7 +206,7 @@ def play_round(
   num_rows = np.asarray(dataset.num_transitions)
   collected = time.monotonic()
   updates = config.train.num_updates
-  new = _train(experiment, split[:, 1], state, dataset, updates, on_chunk)
+  new = train_seeds(experiment, split[:, 1], state, dataset, updates, on_chunk)
   drifts = _drift(experiment, new, state, dataset)
   trained = time.monotonic()
   gained = _figures(experiment, new)
@@ -228,7 +241,7 @@ def play_single_batch(
   split = jax.vmap(jax.random.split)(experiment.keys["single_batch"])
   dataset = _collect(experiment, split[:, 0], experiment.start, config.rounds)
   updates = config.rounds * config.train.num_updates
-  new = _train(
+  new = train_seeds(
     experiment, split[:, 1], experiment.start, dataset, updates, on_chunk
   )
   drifts = _drift(experiment, new, experiment.start, dataset)

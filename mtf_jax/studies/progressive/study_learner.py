@@ -15,8 +15,9 @@ import numpy as np
 
 from mtf_jax import policies
 from mtf_jax.data.transitions import Transition
-from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.kernels.exploration import action_box
 from mtf_jax.learners.base import Learner, Normalization
+from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.networks import Actor
 from mtf_jax.training.config import (
   TrainConfig,
@@ -84,6 +85,8 @@ class StudyLearner(NamedTuple):
   actor: of the learner.
   build: the same algorithm around another actor.
   hyperparams: class of its numbers.
+  starts: whether what the actor answers is the action, so that it can start at
+    one.
   """
 
   learner: Learner
@@ -91,6 +94,7 @@ class StudyLearner(NamedTuple):
   actor: Actor
   build: Callable[[Actor], Learner]
   hyperparams: Callable[..., Any]
+  starts: bool
 
 
 def make_study_learner(config: TrainConfig, world: World) -> StudyLearner:
@@ -115,14 +119,10 @@ def make_study_learner(config: TrainConfig, world: World) -> StudyLearner:
     actor,
     build,
     hyperparams_of(config.learner),
+    LEARNERS[config.learner].actor_answers,
   )
 
 
-# The numbers are static here and nowhere else: `init` checks them only where
-# they are known.
-@functools.partial(
-  jax.jit, static_argnames=("study_learner", "numbers", "num_groups")
-)
 def initial_state(
   study_learner: StudyLearner,
   numbers: tuple[tuple[str, Any], ...],
@@ -133,36 +133,62 @@ def initial_state(
 ) -> Any:
   """A learner's state by seed, its policy answering near `start`.
 
+  A policy that is told its box answers the box's middle, which is `start`.
+
   Args:
-    study_learner: of `make_study_learner`, static.
+    study_learner: of `make_study_learner`.
     numbers: names and values of its hyperparameters that are not the default
-      ones, static.
+      ones.
     rng_key: keys `[R]`.
     normalization: of the observations, `[R, S]`.
     start: actions `[R, A]`, inside (-1, 1).
-    num_groups: `G`, static.
+    num_groups: `G`.
 
   Returns:
     The state, leading axis `R`.
+
+  Raises:
+    ValueError: as the learner's `init`.
   """
+  hyperparams = study_learner.hyperparams(
+    **{name: np.asarray(value) for name, value in numbers}
+  )
+  args = (rng_key, normalization, start)
+  # `init` checks numbers only where they are known, which they are not in the
+  # program below: it must not be compiled for every set of them.
+  jax.eval_shape(
+    lambda *args: _initial_state(study_learner, num_groups, hyperparams, *args),
+    *args,
+  )
+  return _compiled_initial_state(study_learner, num_groups, hyperparams, *args)
+
+
+def _initial_state(
+  study_learner, num_groups, hyperparams, rng_key, normalization, start
+):
   zero = jnp.zeros_like(start[0])
   observation = jnp.zeros_like(normalization.mean[0])
-  box = ActionBox(zero, zero)
-  example = Transition(
-    observation_tm1=observation,
-    action_tm1=zero,
-    box_tm1=box,
-    r_t=jnp.zeros((num_groups,), jnp.float32),
-    discount_t=jnp.zeros((), jnp.float32),
-    observation_t=observation,
-    box_t=box,
-  )
+  told_box = jnp.asarray(getattr(hyperparams, "told_box", 0.0)) > 0
 
   def one(rng_key, normalization, start):
-    learner = study_learner.build(with_start(study_learner.actor, start))
-    hyperparams = study_learner.hyperparams(
-      **{name: np.asarray(value) for name, value in numbers}
+    box = action_box(start)
+    example = Transition(
+      observation_tm1=observation,
+      action_tm1=zero,
+      box_tm1=box,
+      r_t=jnp.zeros((num_groups,), jnp.float32),
+      discount_t=jnp.zeros((), jnp.float32),
+      observation_t=observation,
+      box_t=box,
     )
+    stays = told_box | (not study_learner.starts)
+    own_start = jnp.where(stays, jnp.zeros_like(start), start)
+    learner = study_learner.build(with_start(study_learner.actor, own_start))
     return learner.init(rng_key, example, hyperparams, normalization)
 
   return jax.vmap(one)(rng_key, normalization, start)
+
+
+_compiled_initial_state = jax.jit(
+  _initial_state, static_argnames=("study_learner", "num_groups")
+)
