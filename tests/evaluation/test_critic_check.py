@@ -8,7 +8,7 @@ from mtf_jax.evaluation import critic_check
 from mtf_jax.evaluation.critic_check import Compared, Effort
 from mtf_jax.io import InputError
 from mtf_jax.kernels import exploration
-from mtf_jax.studies.progressive import report as progressive_report
+from mtf_jax.studies import pages
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from tests.small_world import small_world
@@ -232,7 +232,9 @@ def test_noise_of_the_returns_is_taken_out():
   assert sum(d["predicted"] for d in value["deciles"]) / 10 == pytest.approx(
     value["mean_predicted"]
   )
-  page = progressive_report.markdown([critic_check.table("Q", found)], "{}")
+  page = pages.markdown(
+    "Progressive training", [critic_check.table("Q", found)], "{}"
+  )
   assert page.count("\n| ") == 12
 
 

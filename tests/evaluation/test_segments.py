@@ -5,7 +5,7 @@ import pytest
 from mtf_jax.evaluation import ab_test, segments
 from mtf_jax.evaluation.ab_test import EvalResult
 from mtf_jax.io import InputError
-from mtf_jax.studies.progressive import report as progressive_report
+from mtf_jax.studies import pages
 from tests.small_world import small_world
 
 
@@ -69,7 +69,9 @@ def test_a_single_user_has_no_interval(results):
 
 def test_table_reads_as_markdown(results):
   rows = segments.gains(*results)
-  page = progressive_report.markdown([segments.table("Segments", rows)], "{}")
+  page = pages.markdown(
+    "Progressive training", [segments.table("Segments", rows)], "{}"
+  )
   lines = page.splitlines()
   assert "## Segments" in lines
   (line,) = [line for line in lines if line.startswith("| activity: high")]

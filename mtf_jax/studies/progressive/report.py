@@ -192,14 +192,3 @@ def seconds_table(seconds: Mapping[str, Mapping[str, float]]) -> Table:
   ]
   note = "Seeds side by side share them; compilation counts where it happens."
   return Table("Seconds", note, ("run", *names), rows)
-
-
-def markdown(tables: Sequence[Table], configuration: str) -> str:
-  """The report as Markdown."""
-  parts = ["# Progressive training\n"]
-  for table in tables:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    parts.append(f"## {table.title}\n\n{table.note}\n\n{body}\n")
-  parts.append(f"## Configuration\n\n```json\n{configuration}\n```\n")
-  return "\n".join(parts)

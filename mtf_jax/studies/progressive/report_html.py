@@ -3,9 +3,7 @@
 Needs matplotlib (the `plots` extra).
 """
 
-import base64
 import html as html_lib
-import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -15,6 +13,16 @@ import numpy as np
 from mtf_jax.data.behaviours import TASKS
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.kernels.exploration import HALF_WIDTH
+from mtf_jax.studies.pages import (
+  BLUE,
+  GREEN,
+  GREY,
+  ORANGE,
+  html_page,
+  html_table,
+  image,
+)
+from mtf_jax.studies.pages import figure as new_figure
 from mtf_jax.studies.progressive.comparisons import BASELINE, CONTESTS
 from mtf_jax.studies.progressive.drift import DRIFT_BIN
 from mtf_jax.studies.progressive.report import (
@@ -24,21 +32,6 @@ from mtf_jax.studies.progressive.report import (
   overview_table,
 )
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#1f5aa6", "#d9822b", "#3a8f5c", "#777777"
-
-
-_STYLE = (
-  "body{font:15px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}"
-  "table{border-collapse:collapse;margin:1em 0;font-size:13px}"
-  "td,th{border-bottom:1px solid #ccc;padding:.25em .7em;text-align:right;"
-  "white-space:nowrap}"
-  "td:first-child,th:first-child{text-align:left}"
-  "div{overflow-x:auto}img{max-width:100%;display:block;margin:1em 0}"
-  "summary{cursor:pointer;font-weight:bold;margin:.5em 0}"
-  "pre{font-size:12px;background:#f5f5f5;padding:1em;overflow-x:auto}"
-)
-
-
 _ACTIONS = [f"{kind} {task}" for kind in ("power", "bias") for task in TASKS]
 
 
@@ -47,28 +40,13 @@ _ACTIONS = [f"{kind} {task}" for kind in ("power", "bias") for task in TASKS]
 _RIVALS = [contest for contest in CONTESTS if contest.base == BASELINE]
 _MARKERS = "x+1234"
 _LINES = ("--", ":", "-.")
-_RIVAL_COLORS = (_ORANGE, _GREEN, _GREY)
-
-
-def _figure(width: float, height: float):
-  import matplotlib.figure  # Only the HTML page needs it.
-
-  return matplotlib.figure.Figure((width, height), layout="constrained")
-
-
-def _image(figure, alt: str) -> str:
-  for axes in figure.axes:
-    axes.spines[["top", "right"]].set_visible(False)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=110)
-  encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-  return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
+_RIVAL_COLORS = (ORANGE, GREEN, GREY)
 
 
 def _overview_picture(columns: Columns) -> str:
   """Gains with intervals of every seed, leaving models side by side."""
   count = max(len(by_seed) for by_seed in columns.values())
-  figure = _figure(10, 1.4 + 0.22 * count)
+  figure = new_figure(10, 1.4 + 0.22 * count)
   grid = figure.subplots(1, len(columns), sharex=True, squeeze=False)
   for axes, name, by_seed in zip(
     grid.flat, column_names(columns), columns.values(), strict=True
@@ -82,7 +60,7 @@ def _overview_picture(columns: Columns) -> str:
       place,
       xerr=np.abs(interval.T - gain),
       fmt="o",
-      color=_BLUE,
+      color=BLUE,
       capsize=2,
       label="progressive",
     )
@@ -101,12 +79,12 @@ def _overview_picture(columns: Columns) -> str:
   )
   figure.supxlabel("reward over the baseline policy, %", fontsize=10)
   figure.supylabel("seed", fontsize=10)
-  return _image(figure, "gain by seed")
+  return image(figure, "gain by seed")
 
 
 def _gains_picture(result: Mapping[str, Any]) -> str:
   """Gains by round: the reward with intervals, and the other outcomes."""
-  figure = _figure(10, 3.6)
+  figure = new_figure(10, 3.6)
   gains, others = figure.subplots(1, 2)
   rounds = result["rounds"]
   number = [row["round"] for row in rounds]
@@ -114,7 +92,7 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
   interval = np.array([row["reward_gain_ci95"] for row in rounds], float)
   error = np.abs(interval.T - gain)
   gains.errorbar(
-    number, gain, error, color=_BLUE, marker="o", capsize=3, label="progressive"
+    number, gain, error, color=BLUE, marker="o", capsize=3, label="progressive"
   )
   for contest, style, color in zip(
     _RIVALS, cycle(_LINES), cycle(_RIVAL_COLORS), strict=False
@@ -127,9 +105,9 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
       label=contest.label,
     )
   for name, label, color in (
-    ("uvc", "valid consumption", _BLUE),
-    ("udt", "duration", _ORANGE),
-    ("session_length", "session length", _GREEN),
+    ("uvc", "valid consumption", BLUE),
+    ("udt", "duration", ORANGE),
+    ("session_length", "session length", GREEN),
   ):
     values = np.array([row[f"{name}_gain_pct"] for row in rounds], float)
     others.plot(number, values, marker="o", color=color, label=label)
@@ -141,7 +119,7 @@ def _gains_picture(result: Mapping[str, Any]) -> str:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.3 * (high - low))
     axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=2)
-  return _image(figure, "gain by round")
+  return image(figure, "gain by round")
 
 
 def _training_picture(page: Page) -> str:
@@ -153,7 +131,7 @@ def _training_picture(page: Page) -> str:
     name for name in page.metrics[0] if name not in ("seed", "step", "time")
   ]
   columns = 4
-  figure = _figure(10, 1.9 * -(-len(names) // columns) + 0.4)
+  figure = new_figure(10, 1.9 * -(-len(names) // columns) + 0.4)
   grid = figure.subplots(
     -(-len(names) // columns), columns, sharex=True, squeeze=False
   )
@@ -161,22 +139,22 @@ def _training_picture(page: Page) -> str:
   for axes, name in zip(grid.flat, names, strict=False):
     values = np.array([row[name] for row in page.metrics])
     for column, color in zip(
-      values.reshape(len(step), -1).T, (_BLUE, _ORANGE, _GREEN), strict=False
+      values.reshape(len(step), -1).T, (BLUE, ORANGE, GREEN), strict=False
     ):
       axes.plot(step, column, color=color, linewidth=1.2)
     for end in ends:
-      axes.axvline(end, color=_GREY, linestyle=":", linewidth=0.8)
+      axes.axvline(end, color=GREY, linestyle=":", linewidth=0.8)
     axes.set_title(name.replace("_", " "), fontsize=9)
     axes.ticklabel_format(useOffset=False)
   for axes in grid.flat[len(names) :]:
     axes.set_visible(False)
   figure.supxlabel("update; dotted: a new round", fontsize=10)
-  return _image(figure, "training by update")
+  return image(figure, "training by update")
 
 
 def _drift_picture(result: Mapping[str, Any]) -> str:
   """How far each component moved in each round (Fig. 2 of the paper)."""
-  figure = _figure(10, 4.6)
+  figure = new_figure(10, 4.6)
   rounds = result["rounds"]
   histograms = np.array([row["drift_histogram"] for row in rounds], float)
   edges = DRIFT_BIN * np.arange(histograms.shape[2] + 1)
@@ -185,27 +163,14 @@ def _drift_picture(result: Mapping[str, Any]) -> str:
     for row, shade in zip(
       histograms[:, n], np.linspace(0.3, 1, len(rounds)), strict=True
     ):
-      axes.stairs(row, edges, color=_BLUE, alpha=shade)
-    axes.axvline(HALF_WIDTH, color=_ORANGE, linestyle="--", linewidth=1)
+      axes.stairs(row, edges, color=BLUE, alpha=shade)
+    axes.axvline(HALF_WIDTH, color=ORANGE, linestyle="--", linewidth=1)
     axes.set_title(name, fontsize=9)
   figure.supxlabel(
     "|new - old action|; later rounds darker; dashed: the box", fontsize=10
   )
   figure.supylabel("share of requests", fontsize=10)
-  return _image(figure, "drift by action component")
-
-
-def _cells(tag: str, line: Sequence[str]) -> str:
-  inner = "".join(f"<{tag}>{html_lib.escape(c)}</{tag}>" for c in line)
-  return f"<tr>{inner}</tr>"
-
-
-def _html_table(table: Table) -> str:
-  rows = "".join(_cells("td", row) for row in table.rows)
-  return (
-    f"<p>{html_lib.escape(table.note)}</p><div><table>"
-    f"{_cells('th', table.header)}{rows}</table></div>"
-  )
+  return image(figure, "drift by action component")
 
 
 def html(
@@ -226,7 +191,7 @@ def html(
     The page; with several of `pages` each is folded away.
   """
   overview = overview_table(columns)
-  parts = [f"<h2>{overview.title}</h2>", _html_table(overview)]
+  parts = [f"<h2>{overview.title}</h2>", html_table(overview)]
   opened = " open"
   if len(pages) > 1:
     opened = ""
@@ -234,20 +199,14 @@ def html(
   for page in pages:
     rounds, *others = page.tables()
     headed = "".join(
-      f"<h3>{html_lib.escape(other.title)}</h3>{_html_table(other)}"
+      f"<h3>{html_lib.escape(other.title)}</h3>{html_table(other)}"
       for other in others
     )
     parts.append(
       f"<details{opened}><summary>{html_lib.escape(page.title)}</summary>"
-      f"{_html_table(rounds)}{_gains_picture(page.result)}"
+      f"{html_table(rounds)}{_gains_picture(page.result)}"
       f"{_drift_picture(page.result)}{_training_picture(page)}"
       f"{headed}</details>"
     )
-  parts.append(f"<h2>{seconds.title}</h2>{_html_table(seconds)}")
-  return (
-    '<!doctype html><html lang="en"><meta charset="utf-8">'
-    "<title>Progressive training</title>"
-    f"<style>{_STYLE}</style><h1>Progressive training</h1>{''.join(parts)}"
-    "<details><summary>Configuration, fingerprints, versions</summary>"
-    f"<pre>{html_lib.escape(configuration)}</pre></details></html>"
-  )
+  parts.append(f"<h2>{seconds.title}</h2>{html_table(seconds)}")
+  return html_page("Progressive training", parts, configuration)

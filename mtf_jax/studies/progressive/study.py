@@ -162,7 +162,9 @@ def _report(
     indent=1,
   )
   tables = [overview, *(t for page in pages for t in page.tables()), split]
-  run_dir.write("report.md", report.markdown(tables, configuration))
+  run_dir.write(
+    "report.md", pages.markdown("Progressive training", tables, configuration)
+  )
   if importlib.util.find_spec("matplotlib") is None:
     say("No report.html: matplotlib (the `plots` extra) is not installed.")
   else:

@@ -150,8 +150,10 @@ def initial_state(
   Raises:
     ValueError: as the learner's `init`.
   """
-  hyperparams = study_learner.hyperparams(
-    **{name: np.asarray(value) for name, value in numbers}
+  # Arrays all: a default that is a Python number would be another program.
+  hyperparams = study_learner.hyperparams(**dict(numbers))
+  hyperparams = jax.tree.map(
+    lambda value: np.asarray(value, np.float32), hyperparams, is_leaf=_is_number
   )
   args = (rng_key, normalization, start)
   # `init` checks numbers only where they are known, which they are not in the
@@ -161,6 +163,11 @@ def initial_state(
     *args,
   )
   return _compiled_initial_state(study_learner, num_groups, hyperparams, *args)
+
+
+def _is_number(value: Any) -> bool:
+  """A number, or one for each group."""
+  return not hasattr(value, "_fields")
 
 
 def _initial_state(

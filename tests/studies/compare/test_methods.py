@@ -1,0 +1,100 @@
+import pytest
+
+from mtf_jax.io import InputError
+from mtf_jax.learners.registry import LEARNERS
+from mtf_jax.studies.compare.config import (
+  DATA,
+  PRESETS,
+  cells,
+  tuned_numbers,
+)
+from mtf_jax.studies.compare.methods import METHODS, VERSIONS
+from mtf_jax.studies.compare.plan import Plan
+
+_CONFIG = PRESETS["cpu"]
+
+
+def _plan(**changes):
+  values = {
+    "world": "synthetic",
+    "preset": "cpu",
+    "seeds": (0,),
+    "leaving": ("satisfaction_floor",),
+    "methods": ("td3_bc",),
+    "versions": VERSIONS,
+    "data": DATA,
+    "config": _CONFIG,
+    "tuned": {},
+  }
+  return Plan(**{**values, **changes})
+
+
+def test_every_method_is_tuned_with_as_many_trials():
+  counts = {len(method.trials()) for method in METHODS.values()}
+  assert counts == {8}
+  for method in METHODS.values():
+    assert len({tuple(t.items()) for t in method.trials()}) == 8
+
+
+def test_every_learner_that_knows_transitions_is_compared():
+  assert {method.learner for method in METHODS.values()} == set(LEARNERS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_versions_are_what_they_are_called(name):
+  method = METHODS[name]
+  fields = LEARNERS[method.learner].hyperparams._fields
+  assert set(method.grid) | set(method.numbers) <= set(fields)
+  published = _CONFIG.train_of(name, "as_published", {})
+  assert (published.critic, published.num_steps) == ("mlp", 1)
+  assert not published.hyperparam("told_box", 0.0)
+  if method.num_critics is not None:
+    assert published.ensemble_size == method.num_critics
+  if "told_box" not in method.versions:
+    return
+  told = _CONFIG.train_of(name, "told_box", {})
+  assert told.critic == _CONFIG.sizes.train.critic
+  assert told.num_steps == _CONFIG.sizes.train.num_steps > 1
+  if "told_box" in fields:
+    assert told.hyperparam("told_box", 0.0) == 1
+  # Both versions have as many updates of batches as large.
+  for field in ("num_updates", "batch_size"):
+    assert getattr(told, field) == getattr(published, field)
+
+
+def test_tuned_numbers_hold_for_their_version_alone():
+  tuned = {"td3_bc:told_box": {"value_scale": 7.0}}
+  told = _CONFIG.train_of("td3_bc", "told_box", tuned)
+  published = _CONFIG.train_of("td3_bc", "as_published", tuned)
+  assert told.hyperparam("value_scale", None) == 7.0
+  assert published.hyperparam("value_scale", None) == 2.5
+
+
+def test_committed_numbers_are_trials():
+  for name, numbers in tuned_numbers().items():
+    method, version = name.split(":")
+    assert version in METHODS[method].versions
+    assert numbers in METHODS[method].trials()
+
+
+def test_cells_are_methods_by_their_versions_by_logs():
+  found = cells(("bc", "td3_bc"), VERSIONS, ("box", "gaussian"))
+  assert len(found) == len(set(found)) == 6
+  assert ("bc", "told_box", "box") not in found
+
+
+@pytest.mark.parametrize(
+  ("changes", "sentence"),
+  [
+    ({"methods": ("td3_bc", "sarsa")}, "learners: expected different names"),
+    ({"methods": ()}, "learners: .* found none"),
+    ({"data": ("box", "box")}, "data: expected different names of gaussian"),
+    ({"versions": ("tuned",)}, "versions: expected"),
+    ({"leaving": ("never",)}, "leaving: expected"),
+    ({"seeds": (1, 1)}, "seeds: expected different"),
+    ({"tuned": {"td3_bc:told_box": {"colour": 1.0}}}, "hyperparams: expected"),
+  ],
+)
+def test_plans_that_cannot_be_played_are_refused(changes, sentence):
+  with pytest.raises((InputError, ValueError), match=sentence):
+    _plan(**changes)
