@@ -4,6 +4,7 @@
   python -m experiments.compare --seeds=10,11 --leaving=slate_fatigue
   python -m experiments.compare --learners=integrated_rl,td3_bc --data=box
   python -m experiments.compare --world=kuairand.world --seeds=10
+  python -m experiments.compare --tune --seeds=0,1,2,3,4 --out_dir=runs/tuning
 
 Killed at any moment, the same command with `--resume` goes on with the first cell
 that is not done. Matplotlib (the `plots` extra) adds `report.html`.
@@ -18,7 +19,7 @@ from experiments import launch, worlds
 from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.io import MAX_SEED
 from mtf_jax.studies.compare import config as config_lib
-from mtf_jax.studies.compare import study
+from mtf_jax.studies.compare import study, tuning
 from mtf_jax.studies.compare.methods import METHODS, VERSIONS
 from mtf_jax.studies.compare.plan import CompareDir, Plan
 from mtf_jax.worlds.leaving import LEAVING_MODELS
@@ -47,6 +48,12 @@ _LEAVING = flags.DEFINE_list(
   "leaving",
   [next(iter(LEAVING_MODELS))],
   f"Leaving models: {', '.join(LEAVING_MODELS)}.",
+)
+_TUNE = flags.DEFINE_boolean(
+  "tune",
+  False,
+  "Try every method's settings on box logs of --seeds under the first of"
+  " --leaving instead, and write tuning.json.",
 )
 _OUT_DIR = launch.define_out_dir("runs/compare")
 _RESUME = flags.DEFINE_boolean(
@@ -87,9 +94,13 @@ def main() -> None:
   def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
-  prefix = "--resume: " if _RESUME.value else "--out_dir: "
-  with launch.refusals(prefix):
-    tables = study.run_study(plan, folder, world, say, resume=_RESUME.value)
+  resume = _RESUME.value
+  with launch.refusals("--resume: " if resume else "--out_dir: "):
+    if _TUNE.value:
+      table = tuning.run_tuning(plan, folder, world, say, resume=resume)
+      print(f"{table_text(table)}\n{folder.path / 'tuning.json'}")
+      return
+    tables = study.run_study(plan, folder, world, say, resume=resume)
   print("\n".join(map(table_text, tables)))
   print(f"{folder.path / 'compare.json'}\n{folder.path / 'report.md'}")
 

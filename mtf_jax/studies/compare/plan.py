@@ -164,3 +164,24 @@ class CompareDir:
     """Writes a file at the top, whole or not at all."""
     write_text(self.path / name, text)
     return self.path / name
+
+
+class Clock:
+  """Cells done and the time that the others will take."""
+
+  def __init__(self, total: int):
+    """Nothing is done yet of so many cells."""
+    self._total, self._done = total, 0
+    self._seconds: list[float] = []
+
+  def skip(self) -> None:
+    """A cell was there."""
+    self._done += 1
+
+  def done(self, seconds: float) -> str:
+    """A cell was played; says how far it all is."""
+    self._done += 1
+    self._seconds.append(seconds)
+    mean = sum(self._seconds) / len(self._seconds)
+    left = (self._total - self._done) * mean / 60
+    return f"{self._done} of {self._total} cells, about {left:.0f} minutes left"

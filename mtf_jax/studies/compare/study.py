@@ -15,7 +15,7 @@ from mtf_jax.studies.compare import bench as bench_lib
 from mtf_jax.studies.compare import offline, report, summary
 from mtf_jax.studies.compare.bench import Bench
 from mtf_jax.studies.compare.cells import Learners, study_learner, train_cell
-from mtf_jax.studies.compare.plan import CompareDir, Plan
+from mtf_jax.studies.compare.plan import Clock, CompareDir, Plan
 from mtf_jax.studies.progressive.records import undefined_as_none
 from mtf_jax.studies.progressive.rounds import NonFiniteSeedError
 from mtf_jax.worlds.world import World, fingerprint
@@ -92,26 +92,6 @@ def _cell(
   }
 
 
-class _Clock:
-  """Cells done and the time that the others will take."""
-
-  def __init__(self, total: int):
-    self._total, self._done = total, 0
-    self._seconds: list[float] = []
-
-  def skip(self) -> None:
-    """A cell was there."""
-    self._done += 1
-
-  def done(self, seconds: float) -> str:
-    """A cell was played; says how far it all is."""
-    self._done += 1
-    self._seconds.append(seconds)
-    mean = sum(self._seconds) / len(self._seconds)
-    left = (self._total - self._done) * mean / 60
-    return f"{self._done} of {self._total} cells, about {left:.0f} minutes left"
-
-
 def run_study(
   plan: Plan,
   folder: CompareDir,
@@ -143,7 +123,7 @@ def _run(
   plan: Plan, folder: CompareDir, world: World | None, say: Say
 ) -> list[Table]:
   started = time.monotonic()
-  clock = _Clock(len(plan.cells) * len(plan.seeds) * len(plan.leaving))
+  clock = Clock(len(plan.cells) * len(plan.seeds) * len(plan.leaving))
   learners: Learners = {}
   fqe = None
   rows, searches = [], []

@@ -26,7 +26,7 @@ _SIZES = dataclasses.replace(
   num_users=32,
   max_requests=4,
   evaluation_sessions=128,
-  es_search=Search(2, 16, noise=0.3),
+  es_search=Search(4, 16, noise=0.3),
   oracle_search=Search(2, 16, noise=0.05),
   train=dataclasses.replace(
     PRESETS["smoke"].sizes.train,
@@ -48,7 +48,7 @@ _CONFIG = dataclasses.replace(
 _LEAVING = "satisfaction_floor"
 
 
-def _plan(**changes):
+def tiny_plan(**changes):
   values = {
     "world": "synthetic",
     "preset": "smoke",
@@ -246,7 +246,7 @@ def test_told_the_box_it_starts_in_its_middle_and_stays_inside():
 def played(tmp_path_factory):
   """A comparison that was killed after some cells and went on."""
   folder = CompareDir(tmp_path_factory.mktemp("compare") / "run")
-  plan, said = _plan(), []
+  plan, said = tiny_plan(), []
 
   def say(message):
     said.append(message)
@@ -326,7 +326,7 @@ def test_a_folder_of_another_comparison_is_refused(
   folder = played[0]
   with pytest.raises(InputError, match=sentence):
     study.run_study(
-      _plan(**changes), folder, small_world(), _silent, resume=resume
+      tiny_plan(**changes), folder, small_world(), _silent, resume=resume
     )
 
 
