@@ -84,6 +84,12 @@ def test_critics_are_independent_and_one_leading_axis_each(kind):
   expected[1, 2] = True
   np.testing.assert_array_equal(changed, expected)
 
+  # And answers alone as it does among the others.
+  one = jax.tree.map(lambda leaf: leaf[1, 2], params)
+  np.testing.assert_allclose(
+    critic.apply_one(one, observation, action, box), q[:, 1, 2], rtol=1e-5
+  )
+
 
 def test_the_start_has_the_scale_of_one_dense_layer():
   """Kernels of a layer in two parts have variance 1 / (both fans in)."""

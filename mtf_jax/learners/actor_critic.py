@@ -110,7 +110,12 @@ def value_metrics(q: chex.Array) -> dict[str, jax.Array]:
 
 
 def regress_critics(
-  critic: Critic, state: Any, batch: Transition, targets: jax.Array
+  critic: Critic,
+  state: Any,
+  batch: Transition,
+  targets: jax.Array,
+  penalty: Callable[[Any], tuple[chex.Numeric, dict[str, jax.Array]]]
+  | None = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
   """One step of Adam on the mean of `(Q_gm(s, a) - y_gm)^2`.
 
@@ -119,10 +124,13 @@ def regress_critics(
     state: with `critic_params`, `critic_optimizer` and `hyperparams`.
     batch: observations normalised.
     targets: y, `[B, G, M]`, or `[B, G, 1]` for all critics of a group.
+    penalty: critic parameters -> a scalar that is added to the loss, and
+      metrics by name; none if omitted.
 
   Returns:
-    The state after the step, and metrics: the loss, `[G]` mean, smallest and
-    largest value of the logged actions, and the gradient's norm.
+    The state after the step, and metrics: the loss, the penalty within, `[G]`
+    mean, smallest and largest value of the logged actions, the gradient's norm,
+    and those of the penalty.
   """
 
   def loss_fn(params):
@@ -130,21 +138,14 @@ def regress_critics(
       params, batch.observation_tm1, batch.action_tm1, batch.box_tm1
     )
     y = jnp.broadcast_to(targets, q_tm1.shape)
-    return jnp.mean(jax.vmap(critic_loss)(q_tm1, y)), q_tm1
+    loss = jnp.mean(jax.vmap(critic_loss)(q_tm1, y))
+    price, found = (0.0, {}) if penalty is None else penalty(params)
+    return loss + price, (q_tm1, found)
 
-  (loss, q_tm1), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-    state.critic_params
+  state, (q_tm1, found), metrics = step_part(
+    "critic", loss_fn, state, state.hyperparams.critic_learning_rate
   )
-  params, optimizer, norm = base.descend(
-    gradient,
-    state.critic_params,
-    state.critic_optimizer,
-    state.hyperparams.critic_learning_rate,
-    state.hyperparams.max_gradient_norm,
-  )
-  metrics = {"critic_loss": loss, "critic_gradient_norm": norm}
-  state = state._replace(critic_params=params, critic_optimizer=optimizer)
-  return state, metrics | value_metrics(q_tm1)
+  return state, metrics | value_metrics(q_tm1) | found
 
 
 def step_part(

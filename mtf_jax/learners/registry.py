@@ -1,5 +1,6 @@
 """Learners by name, all built from the same networks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,4 +46,7 @@ LEARNERS = {
   "bcq": Entry(_bcq, bcq.Hyperparams, actor_answers=False),
   "cql": Entry(cql.cql, cql.Hyperparams),
   "sac_n": Entry(sac_n.sac_n, sac_n.Hyperparams),
+  "edac": Entry(
+    functools.partial(sac_n.sac_n, diversified=True), sac_n.EDACHyperparams
+  ),
 }

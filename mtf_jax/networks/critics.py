@@ -29,11 +29,15 @@ class Critic(NamedTuple):
     values, in units of the return.
   hidden_sizes: widths of the hidden layers, for a learner that needs one more
     network of this size.
+  apply_one: `(params, observation [B, S], action [B, A], box [B, A]) -> [B]` of
+    one critic, its leaves without the axes `[G, M]`; for a learner that needs a
+    gradient of each critic's own. None if the network has no such thing.
   """
 
   init: Callable[..., Any]
   apply: Callable[..., jax.Array]
   hidden_sizes: tuple[int, ...] = (256, 256)
+  apply_one: Callable[..., jax.Array] | None = None
 
 
 def box_deviation(action: chex.Array, box: ActionBox) -> jax.Array:
@@ -218,7 +222,14 @@ def _critic(module: _MLPCritic | _BoxCritic) -> Critic:
 
   # flax returns a tuple only where a collection is mutable.
   apply = cast(Callable[..., jax.Array], module.apply)
-  return Critic(init, apply, tuple(module.hidden_sizes))
+  alone = module.clone(num_groups=1, ensemble_size=1)
+
+  def apply_one(params, observation, action, box):
+    params = jax.tree.map(lambda leaf: leaf[None, None], params)
+    value = cast(jax.Array, alone.apply(params, observation, action, box))
+    return value[:, 0, 0]
+
+  return Critic(init, apply, tuple(module.hidden_sizes), apply_one)
 
 
 def mlp_critic(

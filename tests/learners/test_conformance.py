@@ -114,6 +114,21 @@ CASES = {
       "max_gradient_norm": 0.1,
     }
   ),
+  "edac": Case(
+    {
+      "discount": 0.5,
+      "diversity_scale": 0.1,
+      "target_entropy": -2.0,
+      "initial_temperature": 0.1,
+      "temperature_learning_rate": 1e-2,
+      "group_weights": (1.0, 0.5),
+      "told_box": 1.0,
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+    }
+  ),
   "cql": Case(
     {
       "discount": 0.5,
