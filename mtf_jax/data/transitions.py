@@ -34,6 +34,10 @@ class Transition(NamedTuple):
     that logged it; None where a caller has no use for it.
   exploration_held_tm1: bool scalar, whether that deviation was drawn once for
     the session, so that the density is no density of the sequence; or None.
+  action_t: float32 `[A]` action logged at the request that follows, arbitrary
+    where there is none; or None.
+  action_logged_t: bool scalar, whether there is one: not where `discount_t` is
+    0, nor where the log was cut and only the observation is known; or None.
   """
 
   observation_tm1: chex.Array
@@ -45,6 +49,8 @@ class Transition(NamedTuple):
   box_t: ActionBox
   log_prob_tm1: chex.Array | None = None
   exploration_held_tm1: chex.Array | None = None
+  action_t: chex.Array | None = None
+  action_logged_t: chex.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -76,6 +82,7 @@ class TransitionDataset(NamedTuple):
   reward, discount, next_row: float32 `[N, G]`, float32 `[N]`, int32 `[N]`:
     `r_t` and `discount_t` of the transition that starts at a row, and the row
     of its `observation_t`.
+  next_is_request: bool `[N]`, `action_logged_t` of that transition.
   start_row: int32 `[N]`, its first `num_transitions` entries are the rows that
     a transition starts from. Padded to `N`, so logs of one size share one
     compiled program.
@@ -90,6 +97,7 @@ class TransitionDataset(NamedTuple):
   reward: jax.Array
   discount: jax.Array
   next_row: jax.Array
+  next_is_request: jax.Array
   start_row: jax.Array
   num_transitions: jax.Array
 
@@ -181,6 +189,7 @@ def dataset_from(
       discount,
       num_steps,
     )
+  is_request = rows.valid & ~rows.bootstrap_only
   return TransitionDataset(
     observation=rows.observation,
     action=rows.action,
@@ -190,6 +199,7 @@ def dataset_from(
     reward=reward,
     discount=weight,
     next_row=next_row,
+    next_is_request=(weight > 0) & is_request[next_row],
     start_row=start_row,
     num_transitions=num_transitions,
   )
@@ -203,7 +213,7 @@ def _one_step(
   valid: chex.Array,
   cut: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """The last four fields of a dataset of one step, `reward` being the log's."""
+  """`discount`, `next_row`, `start_row` and `num_transitions` of one step."""
   num_rows = terminal.shape[0]
   # The log's very last row has no next one; its own step is not one more.
   following = jnp.minimum(
@@ -301,7 +311,8 @@ def sample_transitions(
     batch_size: `B`, static.
 
   Returns:
-    A `Transition` with a leading axis `B` on every field.
+    A `Transition` with a leading axis `B` on every field. One that a learner
+    does not read is never gathered where both are compiled together.
   """
   draw = jax.random.randint(rng_key, (batch_size,), 0, dataset.num_transitions)
   row = dataset.start_row[draw]
@@ -316,4 +327,6 @@ def sample_transitions(
     box_t=jax.tree.map(lambda bound: bound[next_row], dataset.box),
     log_prob_tm1=dataset.log_prob[row],
     exploration_held_tm1=dataset.exploration_held[row],
+    action_t=dataset.action[next_row],
+    action_logged_t=dataset.next_is_request[row],
   )

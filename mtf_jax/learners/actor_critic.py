@@ -201,6 +201,16 @@ def weigh(q: chex.Array, group_weights: chex.Array) -> jax.Array:
   return jnp.einsum("bg...,g->b...", q, group_weights)
 
 
+def share_out(amount: chex.Array, group_weights: chex.Array) -> jax.Array:
+  """An amount `[B]` as parts `[B, G]` whose weighted sum it is.
+
+  In proportion to the weights; 0 if they all are.
+  """
+  square = jnp.sum(jnp.square(group_weights))
+  share = group_weights / jnp.where(square > 0, square, 1)
+  return share[None, :] * amount[:, None]
+
+
 def chosen(
   q: chex.Array, group_weights: chex.Array, *, highest: bool = False
 ) -> jax.Array:

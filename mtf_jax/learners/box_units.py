@@ -79,8 +79,17 @@ def to_units(
 def batch_to_units(told_box: chex.Numeric, batch: Transition) -> Transition:
   """A batch `[B, ...]` whose actions and boxes are in units of their frames."""
   action_tm1, box_tm1 = to_units(told_box, batch.action_tm1, batch.box_tm1)
-  _, box_t = to_units(told_box, batch.box_t.lower, batch.box_t)
-  return batch._replace(action_tm1=action_tm1, box_tm1=box_tm1, box_t=box_t)
+  # Any action will do where the batch has none.
+  known = batch.action_t is not None
+  action_t, box_t = to_units(
+    told_box, batch.action_t if known else batch.box_t.lower, batch.box_t
+  )
+  return batch._replace(
+    action_tm1=action_tm1,
+    box_tm1=box_tm1,
+    box_t=box_t,
+    action_t=action_t if known else None,
+  )
 
 
 def prepare(state: Any, batch: Transition) -> Transition:

@@ -112,17 +112,17 @@ def next_value(
 
   Returns:
     `[B, G]` values of the target critic where the weighted sum is least, and
-    `[B, G]` `-temperature log pi`, shared out over the groups in proportion to
-    their weights, so that its weighted sum is the whole.
+    `[B, G]` `-temperature log pi`, shared out over the groups.
   """
   q = critic.apply(
     state.target_critic_params, batch.observation_t, action, batch.box_t
   )
   weights = state.hyperparams.group_weights
-  square = jnp.sum(jnp.square(weights))
-  share = weights / jnp.where(square > 0, square, 1)
   bonus = -jnp.exp(state.temperature_params) * log_prob
-  return actor_critic.chosen(q, weights), share[None, :] * bonus[:, None]
+  return (
+    actor_critic.chosen(q, weights),
+    actor_critic.share_out(bonus, weights),
+  )
 
 
 def update_actor(

@@ -31,6 +31,8 @@ def test_truncation_and_exit():
   np.testing.assert_array_equal(
     np.asarray(batch.observation_t[:, 0])[continuing], start[continuing] + 1
   )
+  # What follows row 2 is no request.
+  np.testing.assert_array_equal(batch.action_logged_t, start == 0)
 
 
 def test_next_box_is_the_next_row():
@@ -53,6 +55,8 @@ def test_next_box_is_the_next_row():
       np.testing.assert_array_equal(
         batch.observation_t[index], log.observation[row + 1]
       )
+      np.testing.assert_array_equal(batch.action_t[index], log.action[row + 1])
+    assert bool(batch.action_logged_t[index]) is not bool(log.terminal[row])
 
 
 def test_every_transition_is_drawn_alike():
@@ -152,6 +156,8 @@ def test_transitions_are_those_of_a_plain_loop(num_steps, cut):
       )
       np.testing.assert_allclose(of_log.reward[row], reward, rtol=1e-5)
       np.testing.assert_allclose(of_log.discount[row], weight, rtol=1e-5)
+      logged = following is not None and not log.bootstrap_only[following]
+      assert of_log.next_is_request[row] == logged
       if following is None:
         seen.add("ended")
         continue

@@ -71,6 +71,8 @@ CASES = {
       "value_scale": 1.0,
       "normalize_value": 0.0,
       "cloning_scale": 0.5,
+      "next_cloning_scale": 0.5,
+      "climb_least": 1.0,
       "target_noise": 0.1,
       "target_noise_clip": 0.15,
       "group_weights": (1.0, 0.5),

@@ -35,6 +35,8 @@ def make_batch(seed, batch_size=B, half_width=0.15):
     discount_t=(rng.uniform(size=batch_size) > 0.3).astype(np.float32),
     observation_t=normal(batch_size, S),
     box_t=box(),
+    action_t=rng.uniform(-1, 1, (batch_size, A)).astype(np.float32),
+    action_logged_t=rng.uniform(size=batch_size) > 0.4,
   )
 
 

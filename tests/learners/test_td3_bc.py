@@ -1,4 +1,4 @@
-"""TD3+BC, TD3 and DDPG against their equations."""
+"""TD3+BC, TD3, DDPG and ReBRAC against their equations."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import transitions
+from mtf_jax.io import InputError
 from mtf_jax.learners import box_units, td3_bc
 from mtf_jax.learners.base import Normalization
 from mtf_jax.learners.integrated_rl import Hyperparams, integrated_rl
@@ -33,6 +34,10 @@ NETWORKS = (
   "target_actor_params",
   "target_critic_params",
 )
+
+
+LEARNER = td3_bc.td3_bc(ACTOR, networks.mlp_critic(G, M, SIZES))
+UPDATE = jax.jit(LEARNER.update)
 
 
 class Reference(ours.Reference):
@@ -72,6 +77,8 @@ class Reference(ours.Reference):
     )
     a_t = np.tanh(self.forward(self.target_actor, s_t)[0])
     a_t = np.clip(a_t + noise, -1, 1)
+    price = np.mean((a_t - b.action_t) ** 2, axis=1) * b.action_logged_t
+    price *= c.next_cloning_scale / np.sum(c.group_weights**2)
     gradients, loss = {}, 0.0
     for (g, m), params in self.critics.items():
       q_t = np.min(
@@ -81,7 +88,8 @@ class Reference(ours.Reference):
         ],
         axis=0,
       )
-      y = b.r_t[:, g] + c.discount * b.discount_t * q_t[:, 0]
+      after = q_t[:, 0] - c.group_weights[g] * price
+      y = b.r_t[:, g] + c.discount * b.discount_t * after
       q, saved = self.forward(params, np.hstack([s, b.action_tm1]))
       error = q[:, 0] - y
       loss += np.sum(error**2) / (size * G * M)
@@ -101,19 +109,25 @@ class Reference(ours.Reference):
     c, size = self.c, b.discount_t.shape[0]
     out, actor_saved = self.forward(self.actor, s)
     a = np.tanh(out)
-    value, saved = np.zeros(size), {}
+    value, saved, climbs = np.zeros(size), {}, {}
     for g in range(G):
-      q, saved[g] = self.forward(self.critics[g, 0], np.hstack([s, a]))
-      value += c.group_weights[g] * q[:, 0]
+      q = []
+      for m in range(M):
+        found = self.forward(self.critics[g, m], np.hstack([s, a]))
+        q.append(found[0][:, 0])
+        saved[g, m] = found[1]
+      which = np.argmin(q, axis=0) if c.climb_least else np.zeros(size, int)
+      value += c.group_weights[g] * np.array(q)[which, np.arange(size)]
+      climbs |= {(g, m): which == m for m in range(M)}
     weight = c.value_scale
     if c.normalize_value:
       weight = weight / np.mean(np.abs(value))
     miss = a - b.action_tm1
     loss = c.cloning_scale * np.mean(miss**2) - weight * np.mean(value)
     d_a = c.cloning_scale * 2 * miss / miss.size
-    for g in range(G):
-      d_q = np.full((size, 1), -weight * c.group_weights[g] / size)
-      d_a += self.backward(self.critics[g, 0], saved[g], d_q)[1][:, S:]
+    for (g, m), rows in climbs.items():
+      d_q = -weight * c.group_weights[g] / size * rows[:, None]
+      d_a += self.backward(self.critics[g, m], saved[g, m], d_q)[1][:, S:]
     gradient = self.backward(self.actor, actor_saved, d_a * (1 - a**2))[0]
     norm = np.sqrt(sum(np.sum(leaf**2) for leaf in gradient))
     rate = c.actor_learning_rate
@@ -138,11 +152,12 @@ def _noises(state, parts):
     {},
     {"max_gradient_norm": 0.3},
     {"normalize_value": 0.0, "cloning_scale": 0.0},
+    {"value_scale": 1.0, "next_cloning_scale": 0.7, "climb_least": 1.0},
   ],
-  ids=["published", "clipped", "td3"],
+  ids=["published", "clipped", "td3", "rebrac"],
 )
 def test_updates_equal_an_independent_float64_implementation(changed):
-  learner = td3_bc.td3_bc(ACTOR, networks.mlp_critic(G, M, SIZES))
+  learner = LEARNER
   numbers = td3_bc.Hyperparams(
     group_weights=WEIGHTS,
     target_step_size=0.2,
@@ -162,7 +177,6 @@ def test_updates_equal_an_independent_float64_implementation(changed):
   target = jax.tree.map(lambda leaf: leaf * 0.9, grown)
   state = state._replace(actor_params=grown, target_actor_params=target)
   reference = Reference(state)
-  update = jax.jit(learner.update)
   for step in range(3):
     batch = make_batch(step + 1, batch_size=2 * B)
     parts = [
@@ -170,7 +184,7 @@ def test_updates_equal_an_independent_float64_implementation(changed):
       for i in range(2)
     ]
     expected = reference.update(parts, list(_noises(state, parts)))
-    state, metrics = update(state, batch)
+    state, metrics = UPDATE(state, batch)
   found = (metrics.actor_loss, metrics.value_weight)
   np.testing.assert_allclose(found, expected[1:], rtol=1e-4, atol=1e-5)
   after = Reference(state)
@@ -265,6 +279,89 @@ def test_the_actor_stops_where_the_level_of_the_value_says(level):
   np.testing.assert_allclose(state.learner.actor_params, [action], atol=2e-3)
 
 
+# Two critics of two components, the second the lower one; its parameters are the
+# values of action 0. The slopes differ.
+_PAIR_SLOPES = np.array([[1.0, 1.0], [0.5, -0.25]], np.float32)
+_PAIR_CRITIC = networks.Critic(
+  init=lambda rng_key, observation, action, box: jnp.zeros(2),
+  apply=lambda params, observation, action, box: (
+    params[None, :] + action @ _PAIR_SLOPES.T
+  )[:, None, :],
+)
+_CONSTANT_PAIR = CONSTANT_ACTOR._replace(
+  init=lambda rng_key, observation: jnp.zeros(2)
+)
+
+
+def test_rebrac_stops_where_the_least_critic_pays_its_price():
+  """`a - c = lambda g / (2 beta)` for a squared distance that is a sum.
+
+  The distance here is a mean, so that the published beta is times A = 2.
+  """
+  centre, beta, level = np.array([0.1, -0.2]), 0.5, 2.0
+  log = log_of(np.ones((4, 1)), np.tile(centre, (4, 1)), np.zeros((4, 1)))
+  dataset = transitions.device_dataset(log)
+  example = transitions.sample_transitions(jax.random.key(9), dataset, 1)
+  learner = td3_bc.td3_bc(_CONSTANT_PAIR, _PAIR_CRITIC)
+  numbers = td3_bc.REBRAC._replace(
+    cloning_scale=2 * beta, critic_learning_rate=0.0, actor_learning_rate=5e-3
+  )
+  state = learner.init(jax.random.key(0), example_of(example), numbers)
+  state = state._replace(critic_params=jnp.array([level + 5, level]))
+  state = loop.train(
+    learner, loop.start(jax.random.key(1), state), dataset, 400, batch_size=4
+  )
+  action = centre
+  for _ in range(50):
+    value = level + _PAIR_SLOPES[1] @ action
+    action = centre + _PAIR_SLOPES[1] / abs(value) / (2 * beta)
+  np.testing.assert_allclose(state.learner.actor_params, action, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  ("discount_t", "logged", "target"),
+  [(1.0, True, 2.791), (1.0, False, 2.8), (0.0, False, 1.0)],
+  ids=["next request", "only its observation", "exit"],
+)
+def test_the_target_pays_for_leaving_what_was_logged_next(
+  discount_t, logged, target
+):
+  """`1 + .9 (min(2, 3) - .1^2)` for a published beta of 1, times A = 2 here."""
+  batch = jax.tree.map(lambda leaf: leaf[:2], make_batch(0))
+  batch = batch._replace(
+    r_t=jnp.ones((2, 1)),
+    discount_t=jnp.full(2, discount_t),
+    action_logged_t=jnp.full(2, logged),
+  )
+  learner = td3_bc.td3_bc(_CONSTANT_PAIR, _PAIR_CRITIC, critic_updates=1)
+  numbers = td3_bc.REBRAC._replace(
+    next_cloning_scale=2.0, target_noise=0.0, critic_learning_rate=0.0
+  )
+  state = learner.init(jax.random.key(0), example_of(batch), numbers)
+  # The policy answers 0.1 and 0; critics that say 0 have a loss of `y^2`.
+  action = jnp.array([0.1, 0.0])
+  state = state._replace(
+    target_actor_params=action,
+    critic_params=jnp.array([0.0, 0.0]),
+    target_critic_params=jnp.array([2.0, 3.0]) - _PAIR_SLOPES @ action,
+  )
+  batch = batch._replace(
+    action_tm1=jnp.zeros((2, A)), action_t=jnp.zeros((2, A))
+  )
+  _, metrics = learner.update(state, batch)
+  np.testing.assert_allclose(metrics.critic_loss, target**2, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics.next_cloning_error, 0.005 * logged, rtol=1e-6
+  )
+
+
+def test_a_batch_without_the_next_action_is_refused():
+  state = LEARNER.init(jax.random.key(0), example_of(make_batch(0)))
+  batch = make_batch(0)._replace(action_t=None)
+  with pytest.raises(InputError, match="expected action_t and action_logged_t"):
+    LEARNER.update(state, batch)
+
+
 def test_the_value_is_the_least_of_a_groups_critics():
   normalization = Normalization(
     np.linspace(-1, 1, S, dtype=np.float32),
@@ -285,17 +382,21 @@ def test_the_value_is_the_least_of_a_groups_critics():
 
 
 def test_told_a_box_it_learns_what_it_learns_untold_from_actions_in_its_units():
-  learner = td3_bc.td3_bc(ACTOR, networks.mlp_critic(G, M, SIZES))
-  numbers = td3_bc.Hyperparams(
+  learner = LEARNER
+  numbers = td3_bc.REBRAC._replace(
     group_weights=WEIGHTS, actor_learning_rate=0.01, critic_learning_rate=0.02
   )
   batches = [make_batch(seed, batch_size=2 * B) for seed in range(4)]
   # One box, as a log around one global action has it.
   box = jax.tree.map(lambda leaf: leaf[:1], batches[0].box_tm1)
+
+  def inside(action):
+    return box.lower + (box.upper - box.lower) * (action + 1) / 2
+
   batches = [
     batch._replace(
-      action_tm1=box.lower
-      + (box.upper - box.lower) * (batch.action_tm1 + 1) / 2,
+      action_tm1=inside(batch.action_tm1),
+      action_t=inside(batch.action_t),
       box_tm1=jax.tree.map(lambda leaf: jnp.repeat(leaf, 2 * B, 0), box),
       box_t=jax.tree.map(lambda leaf: jnp.repeat(leaf, 2 * B, 0), box),
     )
@@ -309,9 +410,8 @@ def test_told_a_box_it_learns_what_it_learns_untold_from_actions_in_its_units():
       example_of(seen[0]),
       numbers._replace(told_box=told),
     )
-    update = jax.jit(learner.update)
     for batch in seen[1:]:
-      state, metrics = update(state, batch)
+      state, metrics = UPDATE(state, batch)
     policies.append((learner.policy(state), metrics))
   (told, told_metrics), (untold, metrics) = policies
   jax.tree.map(
