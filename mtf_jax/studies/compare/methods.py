@@ -105,6 +105,16 @@ METHODS = {
     },
     critic_updates=2,
   ),
+  "rebrac": Method(
+    "td3_bc",
+    "ReBRAC",
+    _own(td3_bc.REBRAC, _TD3_BC),
+    {
+      "actor_learning_rate": _RATES,
+      "cloning_scale": (0.01, 0.1, 1.0, 10.0),
+    },
+    critic_updates=2,
+  ),
   "sac_n": Method(
     "sac_n",
     "SAC-N",
@@ -112,6 +122,16 @@ METHODS = {
     {
       "actor_learning_rate": _RATES,
       "initial_temperature": (0.01, 0.1, 1.0, 10.0),
+    },
+    num_critics=10,
+  ),
+  "edac": Method(
+    "edac",
+    "EDAC",
+    {"diversity_scale": 1.0},
+    {
+      "actor_learning_rate": _RATES,
+      "diversity_scale": (0.1, 1.0, 5.0, 50.0),
     },
     num_critics=10,
   ),
