@@ -23,7 +23,6 @@ References:
   NeurIPS 2024: the second extraction, with the numbers of OGBench.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import chex
@@ -34,11 +33,10 @@ import optax
 
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
-from mtf_jax.learners import actor_critic, base, box_units
+from mtf_jax.learners import actor_critic, base, box_units, normal_actor
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.networks import Actor, Critic
 
-LOG_STD_LIMITS = (-5.0, 2.0)
 _FLOOR = 1e-6
 
 
@@ -97,7 +95,7 @@ DDPG_BC = Hyperparams(
 class State(NamedTuple):
   """Everything that an update reads and writes; a pytree of arrays.
 
-  actor_params: `{"mean": as the network's init made them, "log_std": [A]}`.
+  actor_params: of `normal_actor`.
   value_params, critic_params: as the networks' `init` made them.
   target_critic_params: the critics' slow copy.
   actor_optimizer, value_optimizer, critic_optimizer: Adam's moments.
@@ -125,8 +123,7 @@ class Metrics(NamedTuple):
   q_mean, q_min, q_max: `[G]` over batch and critics, at the logged actions.
   advantage_std: scalar, deviation of the weighted advantage over the batch.
   weight: scalar, mean weight of a logged action.
-  weight_share: scalar in (0, 1], effective share of the batch's rows,
-    `(sum w)^2 / (B sum w^2)`.
+  weight_share: scalar in (0, 1], effective share of the batch's rows.
   spread: scalar, mean deviation of the policy's normal.
   critic_gradient_norm, value_gradient_norm, actor_gradient_norm: scalars,
     before clipping.
@@ -163,20 +160,6 @@ _BOUNDS = {
   "critic_learning_rate": (0.0, np.inf),
   "max_gradient_norm": (0.0, np.inf),
 }
-
-
-def normal_log_prob(
-  action: chex.Array, mean: chex.Array, log_std: chex.Array
-) -> jax.Array:
-  """`sum_a log N(action_a; mean_a, exp(log_std_a)^2)`, `[B, A]` -> `[B]`.
-
-  Args:
-    action, mean: `[B, A]`.
-    log_std: `[A]`.
-  """
-  standard = (action - mean) * jnp.exp(-log_std)[None, :]
-  log_prob = -0.5 * jnp.square(standard) - log_std[None, :]
-  return jnp.sum(log_prob - 0.5 * math.log(2 * math.pi), axis=1)
 
 
 def advantage_weights(
@@ -244,10 +227,7 @@ def iql(
     observation = jnp.asarray(example.observation_tm1)
     actor_key, value_key, critic_key = jax.random.split(rng_key, 3)
     given = (observation, example.action_tm1, example.box_tm1)
-    actor_params = {
-      "mean": actor.init(actor_key, observation),
-      "log_std": jnp.zeros_like(example.action_tm1),
-    }
+    actor_params = normal_actor.init(actor_key, actor, example)
     value_params = value_network.init(value_key, *given)
     critic_params = critic.init(critic_key, *given)
     numbers = actor_critic.own_hyperparams(
@@ -319,11 +299,9 @@ def iql(
     )
 
     def loss_fn(params):
-      mean = actor.apply(params["mean"], batch.observation_tm1)
-      log_std = numbers.learn_spread * jnp.clip(
-        params["log_std"], *LOG_STD_LIMITS
-      )
-      log_prob = normal_log_prob(batch.action_tm1, mean, log_std)
+      mean, log_std = normal_actor.apply(actor, params, batch.observation_tm1)
+      log_std = numbers.learn_spread * log_std
+      log_prob = normal_actor.log_prob(batch.action_tm1, mean, log_std)
       q = critic.apply(
         state.critic_params, batch.observation_tm1, mean, batch.box_tm1
       )
@@ -350,11 +328,8 @@ def iql(
         numbers.target_step_size,
       )
     )
-    metrics |= {
+    metrics |= normal_actor.weight_metrics(weight) | {
       "advantage_std": deviation,
-      "weight": jnp.mean(weight),
-      "weight_share": jnp.square(jnp.mean(weight))
-      / jnp.mean(jnp.square(weight)),
       "spread": spread,
     }
     return state, metrics
@@ -374,14 +349,7 @@ def iql(
       critic_updates,
       prepare=box_units.prepare,
     ),
-    policy=policy,
+    policy=normal_actor.policy_of,
     act=box_units.deterministic_act(actor),
     value=value_of,
-  )
-
-
-def policy(state: State) -> box_units.Policy:
-  """The part of a state that acts: the normal's mean."""
-  return box_units.policy(
-    state._replace(actor_params=state.actor_params["mean"])
   )

@@ -4,7 +4,16 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mtf_jax.learners import bc, bcq, cql, integrated_rl, iql, sac_n, td3_bc
+from mtf_jax.learners import (
+  awac,
+  bc,
+  bcq,
+  cql,
+  integrated_rl,
+  iql,
+  sac_n,
+  td3_bc,
+)
 from mtf_jax.learners.base import Learner
 from mtf_jax.networks import Actor, Critic, mlp_vae
 
@@ -43,6 +52,7 @@ LEARNERS = {
   "bc": Entry(_bc, bc.Hyperparams),
   "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),
   "iql": Entry(iql.iql, iql.Hyperparams),
+  "awac": Entry(awac.awac, awac.Hyperparams),
   "bcq": Entry(_bcq, bcq.Hyperparams, actor_answers=False),
   "cql": Entry(cql.cql, cql.Hyperparams),
   "sac_n": Entry(sac_n.sac_n, sac_n.Hyperparams),

@@ -102,6 +102,21 @@ CASES = {
       "max_gradient_norm": 0.1,
     }
   ),
+  "awac": Case(
+    {
+      "discount": 0.5,
+      "temperature": 0.5,
+      "normalize_weights": 0.0,
+      "max_weight": 0.05,
+      "group_weights": (1.0, 0.5),
+      "told_box": 1.0,
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+    },
+    gains_with={"temperature": 0.05},
+  ),
   "sac_n": Case(
     {
       "discount": 0.5,
@@ -273,7 +288,7 @@ def test_every_learner_is_registered_and_has_a_case():
   }
   # Files of shared parts, the registry, the evolution strategy, which asks a
   # fitness and sees no transitions, and the evaluation of somebody's policy.
-  shared = {"base", "actor_critic", "box_units", "soft_actor"}
+  shared = {"base", "actor_critic", "box_units", "soft_actor", "normal_actor"}
   assert files - shared - {"registry", "es", "fqe"} == registered
 
 

@@ -181,4 +181,13 @@ METHODS = {
       "cloning_scale": (0.1, 1.0, 3.0, 10.0),
     },
   ),
+  "awac": Method(
+    "awac",
+    "AWAC",
+    {},
+    {
+      "actor_learning_rate": _RATES,
+      "temperature": (0.3, 1.0, 3.0, 10.0),
+    },
+  ),
 }
