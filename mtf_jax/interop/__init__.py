@@ -1,0 +1,1 @@
+"""Worlds and logs in the forms that other libraries take."""
