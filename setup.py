@@ -13,6 +13,7 @@ _VERSION = re.search(
 ).group(1)
 _TEST = [
   "flatbuffers>=24",
+  "gymnasium>=1.1",
   "hypothesis>=6.100",
   "matplotlib>=3.9",
   "pyarrow>=18",
@@ -51,6 +52,9 @@ setuptools.setup(
   extras_require={
     # Streams CSV with row numbers in its errors; reads real logs.
     "data": ["pyarrow>=18"],
+    # Worlds as its environments; 1.1 is the first that names how a vector of
+    # them resets.
+    "gymnasium": ["gymnasium>=1.1"],
     # jax.export writes and reads programs with it.
     "serving": ["flatbuffers>=24"],
     "plots": ["matplotlib>=3.9"],
