@@ -16,6 +16,7 @@ _TEST = [
   "gymnasium>=1.1",
   "hypothesis>=6.100",
   "matplotlib>=3.9",
+  "minari[hdf5]>=0.5.4",
   "pyarrow>=18",
   "pytest>=8",
   # Compilation, most of the tests' time, uses one core a process.
@@ -55,6 +56,11 @@ setuptools.setup(
     # Worlds as its environments; 1.1 is the first that names how a vector of
     # them resets.
     "gymnasium": ["gymnasium>=1.1"],
+    # Logs as its datasets. It brings torch and asks for gymnasium 1.0.0, so
+    # that it and the extra `gymnasium` have an environment each.
+    "d3rlpy": ["d3rlpy>=2.8.1"],
+    # Logs as its datasets; it imports pillow without asking for it.
+    "minari": ["minari[hdf5]>=0.5.4", "pillow>=10"],
     # jax.export writes and reads programs with it.
     "serving": ["flatbuffers>=24"],
     "plots": ["matplotlib>=3.9"],
