@@ -12,6 +12,7 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
+from mtf_jax.fitting import synthetic
 from mtf_jax.learners import registry
 from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.studies.progressive.config import PRESETS
@@ -46,6 +47,17 @@ def test_the_log_of_the_guide_is_read(tmp_path, monkeypatch):
   inside = (log.action >= log.box.lower) & (log.action <= log.box.upper)
   assert inside[~log.bootstrap_only].all()
   np.testing.assert_allclose(log.log_prob[:5], -10 * np.log(0.3), rtol=1e-5)
+
+
+def test_the_environment_of_the_guide_takes_a_step(small_world, monkeypatch):
+  monkeypatch.setattr(synthetic, "synthetic_world", lambda *_: small_world)
+  found = {}
+  exec(_block_with("functional.make("), found)
+  assert found["observation"].shape == (len(small_world.observation_names),)
+  np.testing.assert_allclose(
+    found["info"]["fusion_action"], 0.15 * found["action"], rtol=1e-6
+  )
+  assert found["reward"] > 0
 
 
 def _learner_of_the_guide():
