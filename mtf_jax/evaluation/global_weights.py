@@ -117,17 +117,16 @@ def cross_entropy(
   return cem.search(rng_key, action, fitness, effort, _project)
 
 
-@functools.partial(jax.jit, static_argnames=("num_sessions", "max_requests"))
 def _rewards(rng_key, world, table, actions, num_sessions, max_requests):
   """Expected reward `[N, B]` of actions `[N, A]` in the same sessions."""
-
-  def one(action):
-    returns = returns_lib.session_returns(
+  found = [
+    # One program, whatever the number of actions.
+    returns_lib.session_returns(
       rng_key, world, table, fixed_action, action, num_sessions, max_requests
-    )
-    return jnp.sum(returns.expected, axis=1)
-
-  return jax.lax.map(one, actions)
+    ).expected
+    for action in actions
+  ]
+  return np.asarray(jnp.stack(found), np.float64).sum(axis=2)
 
 
 class Effort(NamedTuple):

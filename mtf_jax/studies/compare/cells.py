@@ -2,7 +2,8 @@
 
 A policy that is told its box answers a deviation. Over rounds the box moves with
 the policy in service, so that what is served after round n is
-`pi_n(s) = pi_{n-1}(s) + half_width u_n(s)`: a chain of the rounds' networks.
+`pi_n(s) = pi_{n-1}(s) + half_width u_n(s)`: a chain of the rounds' networks. All
+policies are served as chains, so that all are judged by one program.
 
 Letters: `R` seeds, here 1, `N` rounds, `S` state features, `A` action components.
 """
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from mtf_jax import policies
 from mtf_jax.data.transitions import Rows
 from mtf_jax.kernels.exploration import HALF_WIDTH
+from mtf_jax.learners import box_units
 from mtf_jax.learners.box_units import Frame
 from mtf_jax.policies import PolicyParams
 from mtf_jax.studies.compare.bench import Bench, collect
@@ -39,16 +41,21 @@ from mtf_jax.worlds.world import World
 
 
 class Chain(NamedTuple):
-  """Policies that each answer inside a box around the one before.
+  """A policy as every method's is served: links that answer one after another.
 
-  start: `[A]` the baseline policy.
+  Global weights are a chain without an active link, a policy that is told nothing
+  has one, and one that is told its box as many as there are rounds.
+
+  start: `[A]` the action before the first link.
   links: parameters of a learner's policy, leading axis `N`.
   active: bool `[N]`, which links have been trained.
+  told_box: bool scalar, whether a link answers a deviation from the one before.
   """
 
   start: chex.Array
   links: Any
   active: chex.Array
+  told_box: chex.Array
 
 
 @functools.cache
@@ -59,15 +66,20 @@ def chain_act(
 
   One function for one `act`: it is a static argument, and another object would
   compile everything again.
+
+  Args:
+    act: of a policy with a frame, see `box_units.Policy`.
   """
 
   def answer(chain: Chain, observation: chex.Array, rng_key: chex.PRNGKey):
-    half_width = jnp.full_like(chain.start, HALF_WIDTH)
-
     def link(action, inputs):
       params, active, key = inputs
-      own = params._replace(frame=Frame(action, half_width))
-      return jnp.where(active, act(own, observation, key), action), None
+      frame = Frame(
+        jnp.where(chain.told_box, action, jnp.zeros_like(action)),
+        jnp.where(chain.told_box, HALF_WIDTH, jnp.ones_like(action)),
+      )
+      new = act(params._replace(frame=frame), observation, key)
+      return jnp.where(active, new, action), None
 
     keys = jax.random.split(rng_key, chain.active.shape[0])
     action, _ = jax.lax.scan(
@@ -76,6 +88,60 @@ def chain_act(
     return action
 
   return answer
+
+
+def _framed(params: Any, action: chex.Array) -> Any:
+  """A policy's parameters with a frame `[A]`, for `chain_act` to put one in."""
+  if hasattr(params, "frame"):
+    return params
+  nothing = jnp.zeros_like(action)
+  return box_units.Policy(
+    params.actor_params, params.normalization, Frame(nothing, nothing)
+  )
+
+
+def empty_chain(
+  start: chex.Array, params: Any, rounds: int, told_box: bool
+) -> Chain:
+  """A chain that answers `start`.
+
+  Args:
+    start: `[A]`.
+    params: of a learner's policy, whose shapes count.
+    rounds: links that there is room for.
+    told_box: see `Chain`.
+  """
+  links = jax.tree.map(
+    lambda leaf: jnp.zeros((rounds, *leaf.shape), leaf.dtype),
+    _framed(params, start),
+  )
+  return Chain(
+    jnp.asarray(start),
+    links,
+    jnp.zeros((rounds,), jnp.bool_),
+    jnp.asarray(told_box),
+  )
+
+
+def _with_link(chain: Chain, params: Any, number: int) -> Chain:
+  """The chain with one link more."""
+  return chain._replace(
+    links=jax.tree.map(
+      lambda links, leaf: links.at[number].set(leaf), chain.links, params
+    ),
+    active=chain.active.at[number].set(True),
+  )
+
+
+def act_of(learner: StudyLearner) -> Callable[..., jax.Array]:
+  """`act` of the chains of a learner's policies.
+
+  Learners whose actor answers share one, so that programs of a policy are
+  compiled once for all of them.
+  """
+  if learner.starts:
+    return chain_act(box_units.deterministic_act(learner.actor))
+  return chain_act(learner.learner.act)
 
 
 class Trained(NamedTuple):
@@ -187,41 +253,33 @@ def train_cell(
   sizes = dataclasses.replace(bench.config.sizes, train=train)
   experiment = with_study_learner(bench.experiment, sizes, learner)
   state, clock = experiment.start, _Clock()
-  policy = jax.vmap(learner.learner.policy)
+
+  def policy(state: Any) -> Any:
+    params = learner.learner.policy(tree_index(state, 0))
+    return _framed(params, experiment.baseline_action[0])
+
   boxed = bool(train.hyperparam("told_box", 0.0))
-  act = learner.learner.act
-  if boxed and rows is None:
-    act = chain_act(act)
-  chain = None
-  rounds = sizes.rounds if rows is None else 1
-  for number in range(rounds):
+  act, rounds = act_of(learner), sizes.rounds
+  chain = empty_chain(
+    bench.actions["baseline"], policy(state), rounds, told_box=boxed
+  )
+  for number in range(rounds if rows is None else 1):
     key = jax.random.fold_in(experiment.keys["round"][0], number)
     collect_key, train_key = jax.random.split(key)
-    own, updates = rows, sizes.rounds * train.num_updates
+    own, updates = rows, rounds * train.num_updates
     if rows is None:
       updates = train.num_updates
-      params = policy(state)
-      if boxed:
-        chain = chain or _empty_chain(experiment, params, sizes.rounds)
-        params = chain
       started = time.monotonic()
-      exploring = PolicyParams(
-        params, jnp.full((1,), HALF_WIDTH), jnp.zeros((1,))
-      )
-      explore = policies.explore_around(act)
-      own = collect(experiment, explore, exploring, collect_key, 1)
-      jax.block_until_ready(own)
+      own = collect_around(experiment, act, chain, collect_key)
       clock.collect_s += time.monotonic() - started
       # Each link is a policy of its own: critics of the box before know nothing
       # of this one's units.
       state = experiment.start if boxed else state
     state = _train(experiment, train_key, state, own, updates, clock)
-    if chain is not None:
-      chain = _with_link(chain, policy(state), number)
-  params = policy(state) if chain is None else chain
+    chain = _with_link(chain, policy(state), number if boxed else 0)
   return Trained(
     act=act,
-    params=tree_index(params, 0),
+    params=chain,
     updates_per_s=clock.updates_per_s(),
     train_s=clock.train_s,
     collect_s=clock.collect_s,
@@ -229,22 +287,11 @@ def train_cell(
   )
 
 
-def _empty_chain(experiment: Experiment, params: Any, rounds: int) -> Chain:
-  """A chain that answers the baseline policy, leading axis `R`."""
-  links = jax.tree.map(
-    lambda leaf: jnp.repeat(jnp.zeros_like(leaf)[:, None], rounds, axis=1),
-    params,
-  )
-  return Chain(
-    experiment.baseline_action, links, jnp.zeros((1, rounds), jnp.bool_)
-  )
-
-
-def _with_link(chain: Chain, params: Any, number: int) -> Chain:
-  """The chain with what a round trained."""
-  return chain._replace(
-    links=jax.tree.map(
-      lambda links, leaf: links.at[:, number].set(leaf), chain.links, params
-    ),
-    active=chain.active.at[:, number].set(True),
-  )
+def collect_around(
+  experiment: Experiment, act: Any, chain: Chain, rng_key: chex.PRNGKey
+) -> Rows:
+  """Rows of one round, explored in the box around a chain, `[1, N, ...]`."""
+  policy = PolicyParams(chain, HALF_WIDTH, 0.0)
+  policy = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], policy)
+  rows = collect(experiment, policies.explore_around(act), policy, rng_key, 1)
+  return jax.block_until_ready(rows)

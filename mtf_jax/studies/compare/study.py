@@ -10,12 +10,22 @@ from mtf_jax.data.transitions import Rows
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.fitting import synthetic
 from mtf_jax.learners.base import Learner
-from mtf_jax.policies import PolicyParams, explore_around, fixed_action
+from mtf_jax.policies import PolicyParams, explore_around
 from mtf_jax.studies.compare import bench as bench_lib
 from mtf_jax.studies.compare import offline, report, summary
 from mtf_jax.studies.compare.bench import Bench
-from mtf_jax.studies.compare.cells import Learners, study_learner, train_cell
+from mtf_jax.studies.compare.cells import (
+  Learners,
+  act_of,
+  empty_chain,
+  study_learner,
+  train_cell,
+)
 from mtf_jax.studies.compare.plan import Clock, CompareDir, Plan
+from mtf_jax.studies.progressive.experiment import (
+  tree_index,
+  with_study_learner,
+)
 from mtf_jax.studies.progressive.records import undefined_as_none
 from mtf_jax.studies.progressive.rounds import NonFiniteSeedError
 from mtf_jax.worlds.world import World, fingerprint
@@ -62,9 +72,24 @@ class _Group:
     return {**found, **estimates}
 
 
-def _fixed(params: jax.Array, observation: jax.Array, rng_key: jax.Array):
-  """`act` of global weights, as a learner's."""
-  return fixed_action(params, observation, rng_key).action
+def _judge_global(group: _Group, learners: Learners) -> dict[str, Any]:
+  """Truth and offline metrics of global weights, by name.
+
+  They are chains without a link, judged by the program of all policies.
+  """
+  plan, bench = group.plan, group.bench
+  train = plan.config.sizes.train
+  world = tree_index(bench.experiment.world, 0)
+  learner = study_learner(learners, train, world)
+  started = with_study_learner(bench.experiment, plan.config.sizes, learner)
+  params = learner.learner.policy(tree_index(started.start, 0))
+  return {
+    name: group.judge(
+      act_of(learner),
+      empty_chain(bench.actions[name], params, plan.config.sizes.rounds, False),
+    )
+    for name in ("baseline", *bench_lib.GLOBAL)
+  }
 
 
 def _cell(
@@ -73,9 +98,8 @@ def _cell(
   """What one cell found."""
   method, version, data = cell
   train = group.plan.config.train_of(method, version, group.plan.tuned)
-  world = group.bench.experiment.world
-  one = jax.tree.map(lambda leaf: leaf[0], world)
-  learner = study_learner(learners, train, one)
+  world = tree_index(group.bench.experiment.world, 0)
+  learner = study_learner(learners, train, world)
   started = time.monotonic()
   try:
     trained = train_cell(group.bench, learner, train, group.log(data))
@@ -143,10 +167,7 @@ def _run(
       )
       group = _Group(plan, bench, fqe)
       if known is None:
-        judged = {
-          name: group.judge(_fixed, bench.actions[name])
-          for name in ("baseline", *bench_lib.GLOBAL)
-        }
+        judged = _judge_global(group, learners)
         known = undefined_as_none({"searches": kept, "judged": judged})
         folder.write(*place, "global_weights", of, known)
       searches.append({**of, **known["searches"]})

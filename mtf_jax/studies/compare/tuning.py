@@ -20,6 +20,7 @@ from mtf_jax.studies.compare.cells import Learners, study_learner, train_cell
 from mtf_jax.studies.compare.config import cells
 from mtf_jax.studies.compare.methods import METHODS
 from mtf_jax.studies.compare.plan import Clock, CompareDir, Plan
+from mtf_jax.studies.progressive.experiment import tree_index
 from mtf_jax.studies.progressive.records import undefined_as_none
 from mtf_jax.worlds.world import World, fingerprint
 
@@ -53,7 +54,7 @@ def _play(
 ) -> Callable[[Mapping[str, float]], dict[str, Any]]:
   """What one trial of a method and version found."""
   method, version = cell
-  world = jax.tree.map(lambda leaf: leaf[0], bench.experiment.world)
+  world = tree_index(bench.experiment.world, 0)
 
   def play(numbers: Mapping[str, float]) -> dict[str, Any]:
     train = plan.config.train_of(

@@ -105,12 +105,20 @@ def test_a_chain_adds_one_box_after_another():
     frame=box_units.Frame(jnp.zeros((3, 2)), jnp.zeros((3, 2))),
   )
   chain = cells.Chain(
-    jnp.array([0.2, -0.8]), link, jnp.array([True, True, False])
+    jnp.array([0.2, -0.8]),
+    link,
+    jnp.array([True, True, False]),
+    jnp.array(True),
   )
   key = jax.random.key(0)
   found = act(chain, jnp.zeros(1), key)
   # The second component stops at the limit of the valid range.
   np.testing.assert_allclose(found, [0.2 + 0.15 + 0.075, -1.0], rtol=1e-6)
+  # Told nothing, a link answers by itself.
+  alone = chain._replace(
+    active=jnp.array([False, True, False]), told_box=jnp.array(False)
+  )
+  np.testing.assert_allclose(act(alone, jnp.zeros(1), key), [0.5, -1.0])
   nothing = chain._replace(active=jnp.zeros(3, bool))
   np.testing.assert_allclose(act(nothing, jnp.zeros(1), key), chain.start)
 
