@@ -12,6 +12,7 @@ Operations are those of the contractions that are executed.
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from experiments import launch
 from mtf_jax import networks
 from mtf_jax.data import session_log, transitions
 from mtf_jax.kernels.exploration import HALF_WIDTH, ActionBox
-from mtf_jax.learners.base import normalization_from
+from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.learners.integrated_rl import integrated_rl
 from mtf_jax.training import loop
 
@@ -113,7 +114,10 @@ def _critic(workload: Workload) -> networks.Critic:
   )
 
 
-def _start(workload, learner, dataset):
+def start_state(
+  workload: Workload, learner: Learner, dataset: transitions.TransitionDataset
+) -> loop.TrainState:
+  """A run of a learner on the dataset, or `workload.seeds` of them."""
   batch = transitions.sample_transitions(jax.random.key(0), dataset, 1)
   example = jax.tree.map(lambda leaf: leaf[0], batch)
   normalization = normalization_from(dataset)
@@ -130,8 +134,8 @@ def _start(workload, learner, dataset):
   return jax.vmap(start)(jax.random.split(jax.random.key(1), workload.seeds))
 
 
-def _contraction(batch: int):
-  """A scan of batched [256, 256] contractions; returns a timer of its rate."""
+def contraction_timer(batch: int) -> Callable[[], float]:
+  """A scan of `batch` contractions `[256, 256]`; returns a timer of its FLOP/s."""
   keys = jax.random.split(jax.random.key(0))
   a, b = (jax.random.normal(key, (batch, _H, _H)) for key in keys)
   # Scaled so that repeated products stay finite.
@@ -158,7 +162,7 @@ def _parts(workload: Workload, dataset) -> dict[str, float]:
   """Milliseconds of an update's parts, each compiled and timed alone."""
   critic, actor = _critic(workload), networks.mlp_actor(_A)
   learner = integrated_rl(actor, critic)
-  state = _start(workload._replace(seeds=1), learner, dataset).learner
+  state = start_state(workload._replace(seeds=1), learner, dataset).learner
   batch = transitions.sample_transitions(
     jax.random.key(2), dataset, workload.batch_size
   )
@@ -231,7 +235,7 @@ def measure(
     with_parts: whether to time the parts of an update too.
   """
   learner = integrated_rl(networks.mlp_actor(_A), _critic(workload))
-  state = _start(workload, learner, dataset)
+  state = start_state(workload, learner, dataset)
   operations = flops(workload)
   on_cpu = jax.default_backend() == "cpu"
   # A dispatch of about a second, at least 5 updates.
@@ -254,7 +258,7 @@ def measure(
   state, _ = compiled(state, dataset)
   jax.block_until_ready(state)
   first_update_s = time.perf_counter() - start
-  contraction = _contraction(_G * workload.ensemble_size)
+  contraction = contraction_timer(_G * workload.ensemble_size)
   seconds, rates = [], []
   for _ in range(harness.REPEATS.value):
     rates.append(contraction())

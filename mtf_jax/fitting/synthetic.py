@@ -138,7 +138,9 @@ def _reach_slope(response: ResponseModel, pool: np.ndarray) -> float:
     np.asarray(response.item_factors)[pool[:, :32]],
   )
   penalty = -float(response.reach_scale) * np.logaddexp(0.0, -reach)
-  return float(np.polyfit(reach.ravel(), penalty.ravel(), 1)[0])
+  # Least squares by hand: a library's routine rounds by the kind of processor.
+  centred = reach - reach.mean()
+  return float((centred * penalty).sum() / np.square(centred).sum())
 
 
 def make_scores(
@@ -170,10 +172,12 @@ def make_scores(
   value = value + errors.item * rng.standard_normal(value.shape)
   direction = rng.standard_normal((profile.shape[1], num_tasks))
   direction /= np.linalg.norm(direction, axis=0)
-  log_size = np.sqrt(errors.observed) * profile @ direction
-  log_size += np.sqrt(1.0 - errors.observed) * rng.standard_normal(
+  log_size = np.sqrt(1.0 - errors.observed) * rng.standard_normal(
     (num_users, num_tasks)
   )
+  # Column by column: a matrix product rounds by the kind of processor.
+  for column, weights in zip(profile.T, direction, strict=True):
+    log_size += np.sqrt(errors.observed) * column[:, None] * weights
   size = errors.pair * np.exp(
     errors.user_spread * log_size - errors.user_spread**2 / 2
   )
@@ -197,9 +201,8 @@ def make_scores(
     shown = pool[users]
     pair = np.einsum("ud,upd->up", reach[users], items[shown])
     pair = pair + own[users][:, None]
-    error = np.einsum(
-      "ukd,upkd->upk", user_error[users], item_error[shown], optimize=True
-    )
+    # Optimised, it is a matrix product, which rounds by the kind of processor.
+    error = np.einsum("ukd,upkd->upk", user_error[users], item_error[shown])
     level = user_level[users][:, None, :]
     return value[shown] + slope[shown] * pair[..., None] + level + error
 

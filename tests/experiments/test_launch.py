@@ -15,6 +15,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _NEEDS = {
   "experiments.audit_world": [],
   "experiments.collect": [],
+  "experiments.compare": [],
   "experiments.export_policy": ["--run=folder", "--out_dir=new"],
   "experiments.fit_constants": ["--log_dir=folder"],
   "experiments.fit_world": ["--log_dir=folder"],
@@ -23,9 +24,11 @@ _NEEDS = {
   "experiments.progressive": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
   "benchmarks.critic_rows": [],
+  "benchmarks.interop": [],
   "benchmarks.kernels": [],
   "benchmarks.learner": [],
   "benchmarks.progressive_memory": [],
+  "benchmarks.rivals": [],
   "benchmarks.serving": [],
   "benchmarks.world": [],
 }

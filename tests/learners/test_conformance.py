@@ -286,10 +286,10 @@ def test_every_learner_is_registered_and_has_a_case():
     entry.hyperparams.__module__.rpartition(".")[2]
     for entry in registry.LEARNERS.values()
   }
-  # Files of shared parts, the registry, the evolution strategy, which asks a
-  # fitness and sees no transitions, and the evaluation of somebody's policy.
+  # Files of shared parts, the registry, the searches, which ask a fitness and see
+  # no transitions, and the evaluation of somebody's policy.
   shared = {"base", "actor_critic", "box_units", "soft_actor", "normal_actor"}
-  assert files - shared - {"registry", "es", "fqe"} == registered
+  assert files - shared - {"registry", "es", "cem", "fqe"} == registered
 
 
 @every_learner
@@ -554,12 +554,26 @@ def run_in_x64():
   batch_of(
     9, 1
   )  # Before it is asked for inside jit, which would leave tracers.
+  # What a program's types are is known before it is compiled.
   for name in registry.LEARNERS:
-    state, new_state, metrics = first_update(name, batch_of(0))
-    assert kinds(new_state) == kinds(state), name
-    for leaf in jax.tree.leaves(plain((state, metrics))):
-      assert leaf.dtype in (np.float32, np.int32, np.uint32), name
-      assert not np.any(np.isnan(leaf)), name
+    state, new_state, metrics = jax.eval_shape(
+      functools.partial(first_update, name), batch_of(0)
+    )
+    assert types(new_state) == types(state), name
+    for leaf in jax.tree.leaves((state, metrics)):
+      known = (np.float32, np.int32, np.uint32)
+      assert jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (
+        leaf.dtype in known
+      ), name
+  state, _, metrics = first_update("integrated_rl", batch_of(0))
+  for leaf in jax.tree.leaves(plain((state, metrics))):
+    assert not np.any(np.isnan(leaf))
+
+
+def types(tree):
+  return jax.tree.map(
+    lambda leaf: (leaf.shape, str(leaf.dtype), leaf.weak_type), tree
+  )
 
 
 def test_works_where_float64_is_the_default():

@@ -107,6 +107,11 @@ class CompareDir:
     """
     if self.path.exists() and not self.path.is_dir():
       raise RunDirError(f"expected a folder, found the file {self.path}.")
+    if not self.begun and (self.path / "cells").exists():
+      raise RunDirError(
+        f"{self.path} holds cells of a comparison whose run.json is gone; bring"
+        " it back to go on, or name another folder."
+      )
     if resume and not self.begun:
       raise RunDirError(f"there is no comparison in {self.path}.")
     with folder_lock.hold(self.path):

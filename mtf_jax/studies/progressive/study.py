@@ -12,6 +12,7 @@ import jax
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.fitting import synthetic
 from mtf_jax.io import json_text
+from mtf_jax.studies.pages import markdown
 from mtf_jax.studies.progressive import play, report, report_html
 from mtf_jax.studies.progressive import study_learner as study_learner_lib
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir
@@ -163,7 +164,7 @@ def _report(
   )
   tables = [overview, *(t for page in pages for t in page.tables()), split]
   run_dir.write(
-    "report.md", pages.markdown("Progressive training", tables, configuration)
+    "report.md", markdown("Progressive training", tables, configuration)
   )
   if importlib.util.find_spec("matplotlib") is None:
     say("No report.html: matplotlib (the `plots` extra) is not installed.")

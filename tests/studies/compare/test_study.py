@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -336,6 +337,19 @@ def test_a_folder_of_another_comparison_is_refused(
     study.run_study(
       tiny_plan(**changes), folder, small_world(), _silent, resume=resume
     )
+
+
+def test_cells_without_their_description_are_nobodys(played, tmp_path):
+  shutil.copytree(played[0].path / "cells", tmp_path / "cells")
+  for resume in (False, True):
+    with pytest.raises(InputError, match=r"run.json is gone"):
+      study.run_study(
+        tiny_plan(),
+        CompareDir(tmp_path),
+        small_world(),
+        _silent,
+        resume=resume,
+      )
 
 
 def test_a_damaged_cell_is_named(played, tmp_path):
