@@ -25,6 +25,7 @@ from mtf_jax.evaluation import fqe as fqe_values
 from mtf_jax.evaluation import importance, off_policy
 from mtf_jax.evaluation.logged_units import LoggedUnits, units_from
 from mtf_jax.evaluation.mtf_gauc import Impressions, day_auc, mtf_gauc
+from mtf_jax.io import InputError
 from mtf_jax.kernels import fusion
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners import fqe
@@ -160,7 +161,7 @@ def collect_test(bench: Bench) -> TestLog:
   units = units_from(log)
   try:
     nuisance = off_policy.fit_slopes(units)
-  except ValueError:  # Too few sessions for slopes: no less unbiased without.
+  except InputError:  # Too few sessions for slopes: no less unbiased without.
     nuisance = off_policy.mean_only(units)
   # What is judged are the first requests: a cut session counts as ended.
   flat = flat_rows(rows)
