@@ -165,7 +165,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
         launch(f"--out_dir={killed}", *options, *resume)
     assert not (killed / "summary.json").exists()
   # The first run has drawn these pictures.
-  monkeypatch.setattr(study.report_html, "_image", lambda figure, alt: alt)
+  monkeypatch.setattr(study.report_html, "image", lambda figure, alt: alt)
   launch(f"--out_dir={killed}", *options, "--resume")
   said = capsys.readouterr().err
   assert "going on after round 1" in said and "going on after round 2" in said
