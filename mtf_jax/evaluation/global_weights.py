@@ -27,8 +27,8 @@ from mtf_jax.worlds.returns import ExpectedRewards
 from mtf_jax.worlds.world import World
 
 # Pairs of sessions that are all different tell a direction only where it changes
-# the reward by much: at a deviation of .05, the privileged one, the same sessions
-# gain nothing.
+# the reward by much: at a deviation of .05, the privileged one, as many sessions
+# gain a third of it (`benchmarks.global_weights`).
 PLATFORM_ES = es.Search(
   iterations=40, sessions=1024, noise=0.3, learning_rate=0.1
 )

@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.transitions import Transition
-from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners import (
   actor_critic,
   base,
@@ -257,12 +256,6 @@ def awac(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
     }
     return state, metrics
 
-  def value(
-    state: State, observation: chex.Array, action: chex.Array, box: ActionBox
-  ) -> jax.Array:
-    q = box_units.values_of(critic, state, observation, action, box)
-    return actor_critic.chosen(q[None], state.hyperparams.group_weights)[0]
-
   return Learner(
     init=init,
     update=actor_critic.delayed(
@@ -274,5 +267,5 @@ def awac(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
     ),
     policy=normal_actor.policy_of,
     act=box_units.deterministic_act(actor),
-    value=value,
+    value=box_units.least_value(critic),
   )

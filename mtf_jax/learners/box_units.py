@@ -154,3 +154,20 @@ def values_of(
   """
   units, box = to_units(state.hyperparams.told_box, action, box)
   return actor_critic.values_of(critic, state, observation, units, box)
+
+
+def least_value(critic: Critic) -> Callable[..., jax.Array]:
+  """`value` of a learner that trusts the critic whose weighted sum is least.
+
+  Args:
+    critic: the critics' network; states have `values_of`'s fields, and the
+      number `group_weights`.
+  """
+
+  def value(
+    state: Any, observation: chex.Array, action: chex.Array, box: ActionBox
+  ) -> jax.Array:
+    q = values_of(critic, state, observation, action, box)
+    return actor_critic.chosen(q[None], state.hyperparams.group_weights)[0]
+
+  return value

@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.transitions import Transition
-from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.kernels.losses import critic_loss
 from mtf_jax.learners import actor_critic, base, box_units, soft_actor
 from mtf_jax.learners.base import Learner, Normalization
@@ -342,12 +341,6 @@ def cql(
     }
     return soft_actor.soften_critics(state), metrics
 
-  def value(
-    state: State, observation: chex.Array, action: chex.Array, box: ActionBox
-  ) -> jax.Array:
-    q = box_units.values_of(critic, state, observation, action, box)
-    return actor_critic.chosen(q[None], state.hyperparams.group_weights)[0]
-
   return Learner(
     init=init,
     update=actor_critic.delayed(
@@ -360,5 +353,5 @@ def cql(
     ),
     policy=soft_actor.policy_of,
     act=box_units.deterministic_act(actor),
-    value=value,
+    value=box_units.least_value(critic),
   )

@@ -334,12 +334,6 @@ def iql(
     }
     return state, metrics
 
-  def value_of(
-    state: State, observation: chex.Array, action: chex.Array, box: ActionBox
-  ) -> jax.Array:
-    q = box_units.values_of(critic, state, observation, action, box)
-    return actor_critic.chosen(q[None], state.hyperparams.group_weights)[0]
-
   return Learner(
     init=init,
     update=actor_critic.delayed(
@@ -351,5 +345,5 @@ def iql(
     ),
     policy=normal_actor.policy_of,
     act=box_units.deterministic_act(actor),
-    value=value_of,
+    value=box_units.least_value(critic),
   )

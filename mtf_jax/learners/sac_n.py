@@ -37,7 +37,6 @@ import numpy as np
 
 from mtf_jax.data.transitions import Transition
 from mtf_jax.io import InputError
-from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners import actor_critic, base, box_units, soft_actor
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.networks import Actor, Critic, tanh_gaussian
@@ -309,12 +308,6 @@ def sac_n(
     )
     return soft_actor.soften_critics(state), metrics
 
-  def value(
-    state: State, observation: chex.Array, action: chex.Array, box: ActionBox
-  ) -> jax.Array:
-    q = box_units.values_of(critic, state, observation, action, box)
-    return actor_critic.chosen(q[None], state.hyperparams.group_weights)[0]
-
   return Learner(
     init=init,
     update=actor_critic.delayed(
@@ -327,5 +320,5 @@ def sac_n(
     ),
     policy=soft_actor.policy_of,
     act=box_units.deterministic_act(actor),
-    value=value,
+    value=box_units.least_value(critic),
   )

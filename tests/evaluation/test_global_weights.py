@@ -53,7 +53,9 @@ def test_the_converged_search_gains_and_says_how_much():
   uniform = jnp.zeros_like(jnp.asarray(found.action))
   gain = relative_gain(_reward(jnp.asarray(found.action)), _reward(uniform))
   assert gain.low > 2
-  assert abs(gain.percent - found.from_start[0].percent) < 4 * gain.error + 1
+  # Two estimates of it, on other sessions each.
+  own = found.from_start[0]
+  assert abs(gain.percent - own.percent) < 4 * (gain.error + own.error)
   assert found.stopped == (found.last_gain.percent < _EFFORT.tolerance)
   assert min(found.behind) == 0 and len(found.behind) == 2
   # Two starts: forwards and backwards, and what compares the stages.

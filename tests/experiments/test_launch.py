@@ -24,6 +24,7 @@ _NEEDS = {
   "experiments.progressive": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
   "benchmarks.critic_rows": [],
+  "benchmarks.global_weights": [],
   "benchmarks.interop": [],
   "benchmarks.kernels": [],
   "benchmarks.learner": [],

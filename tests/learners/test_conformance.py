@@ -292,9 +292,7 @@ def test_every_learner_is_registered_and_has_a_case():
   assert files - shared - {"registry", "es", "cem", "fqe"} == registered
 
 
-# Without jit every operation is compiled by itself: one learner with a
-# deterministic actor and one that draws.
-@pytest.mark.parametrize("name", ["integrated_rl", "sac_n"])
+@every_learner
 def test_jit_changes_nothing(name):
   state, batch = start(name), batch_of(1)
   assert_close(jitted(name)(state, batch), build(name).update(state, batch))

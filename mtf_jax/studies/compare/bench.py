@@ -52,7 +52,10 @@ GLOBAL = {
   "cem": "CEM, as many sessions",
   "global_weights": "converged global weights",
 }
-_KEYS = ("es", "converged", "more_es", "cem", "gaussian", "box", "test", "fqe")
+_KEYS = (
+  *("es", "converged", "more_es", "cem", "gaussian", "box"),
+  *("test", "fqe", "answers"),
+)
 
 
 class Bench(NamedTuple):

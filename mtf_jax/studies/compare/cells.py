@@ -194,13 +194,12 @@ class _Clock:
 
   def __init__(self):
     self.train_s = self.collect_s = 0.0
-    self._last = 0.0
+    self._last, self._before = 0.0, 0
     self._steady_s, self._steady, self._chunks = 0.0, 0, 0
 
   def begin(self) -> None:
     """A training run begins."""
-    self._last = time.monotonic()
-    self._before = 0
+    self._last, self._before = time.monotonic(), 0
 
   def on_chunk(self, state: Any, metrics: Any) -> None:
     """A chunk of it is done."""

@@ -320,9 +320,11 @@ def offline_figures(
 
   Returns:
     The names of `METRICS`, `dr_ci95`, effective sample sizes, and
-    `outside_share`.
+    `outside_share`; `fqe` is None, and `fqe_failed` says why, where its training
+    met what is not finite.
   """
-  key = jax.random.fold_in(bench.keys["test"], 1)
+  # One draw of a stochastic policy, whatever it is asked for.
+  key = bench.keys["answers"]
 
   def answer(observation):
     return _answers(act, params, key, jnp.asarray(observation, jnp.float32))
@@ -342,6 +344,11 @@ def offline_figures(
   of_lists = answer(test.shown.observation.reshape(count * length, -1))
   of_lists = np.asarray(of_lists).reshape(count, length, -1)
   world = tree_index(bench.experiment.world, 0)
+  try:
+    fitted = {"fqe": _fitted_value(bench, learner, test, of_rows)}
+  except FloatingPointError as error:
+    # Of a policy far from its log it may have no finite value.
+    fitted = {"fqe": None, "fqe_failed": str(error)}
   return {
     "ncis": wide.value,
     "ncis_ess": wide.effective_sample_size,
@@ -349,7 +356,7 @@ def offline_figures(
     "ncis_narrow_ess": narrow.effective_sample_size,
     "dr": robust.value,
     "dr_ci95": [robust.low, robust.high],
-    "fqe": _fitted_value(bench, learner, test, of_rows),
+    **fitted,
     "mtf_gauc": _gauc(world, test.shown, of_lists),
     "outside_share": robust.outside_share,
   }

@@ -62,13 +62,9 @@ class _Group:
       bench_lib.judge(self.bench, explore_around(act), served)
     )
     found = bench_lib.true_figures(self.bench, result)
-    try:
-      estimates = offline.offline_figures(
-        self.bench, self.fqe, self.test(), act, params
-      )
-    except FloatingPointError as error:
-      # FQE of a policy far from its log may have no finite value.
-      estimates = dict.fromkeys(offline.METRICS) | {"fqe_failed": str(error)}
+    estimates = offline.offline_figures(
+      self.bench, self.fqe, self.test(), act, params
+    )
     return {**found, **estimates}
 
 

@@ -167,6 +167,18 @@ def test_the_logger_is_worth_what_its_log_says():
   assert far["ncis_narrow_ess"] < found["ncis_narrow_ess"]
 
 
+def test_an_fqe_without_a_value_takes_no_other_metric_with_it(monkeypatch):
+  def diverge(*args):
+    raise FloatingPointError("critic_loss: found no finite value")
+
+  whole = _offline(_bench().actions["es"])
+  monkeypatch.setattr(offline, "_fitted_value", diverge)
+  found = _offline(_bench().actions["es"])
+  assert found.pop("fqe") is None
+  assert "critic_loss" in found.pop("fqe_failed")
+  assert found == {n: x for n, x in whole.items() if n != "fqe"}
+
+
 def test_lists_are_those_of_the_log():
   """Two programs with one key: rewards of the lists sum to those logged."""
   test = _test_log()
