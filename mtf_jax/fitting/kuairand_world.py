@@ -4,14 +4,13 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from mtf_jax.data import kuairand
 from mtf_jax.data.behaviours import INTERACTIONS, TASKS
-from mtf_jax.fitting import build
+from mtf_jax.fitting import build, calibration
+from mtf_jax.fitting.calibration import Pairs
 from mtf_jax.fitting.response_fit import check_log, fit_response
 from mtf_jax.ranking import features
 from mtf_jax.ranking import ranker as ranker_lib
@@ -56,13 +55,15 @@ def most_active(rows: np.ndarray, num_users: int) -> np.ndarray:
   return np.argsort(-rows, kind="stable")[:num_users]
 
 
-def select_users(response: ResponseModel, users: np.ndarray) -> ResponseModel:
-  """The response model of some of its users, in the given order."""
-  return response._replace(
-    user_interest=response.user_interest[users],
-    user_factors=response.user_factors[users],
-    user_interaction=response.user_interaction[users],
-  )
+def _impressions(
+  log: kuairand.ImpressionLog, num_items: int, rng: np.random.Generator
+) -> tuple[Pairs, Pairs]:
+  """Impressions of the log, and its users with videos at random."""
+  count = min(calibration.NUM_PAIRS, len(log.user))
+  shown = rng.choice(len(log.user), count, replace=False)
+  user = rng.choice(log.user, calibration.NUM_PAIRS)
+  item = rng.integers(0, num_items, calibration.NUM_PAIRS)
+  return Pairs(log.user[shown], log.item[shown]), Pairs(user, item)
 
 
 def _tastes(response: ResponseModel, rng: np.random.Generator) -> build.Tastes:
@@ -141,30 +142,42 @@ def fit_world(
   rows = np.bincount(log.user, minlength=response.num_users)
   users = most_active(rows, num_users)
   rows = rows[users]
-  response = jax.tree.map(jnp.asarray, select_users(response, users))
+  response = calibration.calibrate_response(
+    response,
+    *_impressions(log, len(catalogue.video_ids), rng),
+    fitted=True,
+  )
   values, names = features.user_observations(ranker.encoder, catalogue)
-  values = np.asarray(values)[users]
-  # Users open sessions as often as the log has rows of them.
-  population = np.repeat(np.arange(len(users)), np.maximum(rows, 1))
+  values = np.asarray(values)
+  tastes = _tastes(build.select_users(response, users), rng)
+  pool_seed = rng.integers(2**63)
 
-  pool = build.make_pool(response, build.Retrieval(pool_size), rng)
-  scores = encode_scores(
-    lambda block: ranker_lib.linear_scores(ranker, users[block], pool[block]),
-    len(users),
-    LOG_LINK,
+  def make(retrieval: build.Retrieval, kept: np.ndarray) -> World:
+    """The world of some of the users, given by their places."""
+    own = users[kept]
+    chosen = build.select_users(response, own)
+    pool = build.make_pool(chosen, retrieval, np.random.default_rng(pool_seed))
+    scores = encode_scores(
+      lambda block: ranker_lib.linear_scores(ranker, own[block], pool[block]),
+      len(own),
+      LOG_LINK,
+    )
+    return build.make_world(
+      name="kuairand",
+      response=chosen,
+      scores=scores,
+      pool=pool,
+      tastes=build.Tastes(*(taste[kept] for taste in tastes)),
+      user_features=values[own],
+      feature_names=tuple(names),
+      # Users open sessions as often as the log has rows of them.
+      population=np.repeat(np.arange(len(own)), np.maximum(rows[kept], 1)),
+      item_tag=np.asarray(catalogue.video_tag),
+      num_candidates=num_candidates,
+      slate_size=slate_size,
+    )
+
+  world = calibration.calibrate_world(
+    make, len(users), pool_size=pool_size, seed=seed
   )
-  world = build.make_world(
-    name="kuairand",
-    response=response,
-    scores=scores,
-    pool=pool,
-    tastes=_tastes(response, rng),
-    user_features=values,
-    feature_names=tuple(names),
-    population=population,
-    item_tag=np.asarray(catalogue.video_tag),
-    num_candidates=num_candidates,
-    slate_size=slate_size,
-  )
-  world = build.calibrate(world, seed=seed, synthetic=False)
   return Fit(world, metrics, len(log.user), int(duplicates))

@@ -34,7 +34,8 @@ from mtf_jax.worlds.satisfaction import Satisfaction
 from mtf_jax.worlds.scores import ScoreTables
 from mtf_jax.worlds.world import World, fingerprint
 
-SCHEMA_VERSION = 1
+# 1: users calibrated colder than their log; made again, not migrated.
+SCHEMA_VERSION = 2
 _EXPECTED = "a world file"
 _MAGIC = "mtf_jax world"
 _HEADER = "header"
@@ -141,7 +142,8 @@ def _checked_payload(file: IO[bytes]) -> bytes:
     raise InputError(f"expected {_EXPECTED}, found {kind_of(line)}.")
   if words[1] != str(SCHEMA_VERSION):
     raise InputError(
-      f"expected schema version {SCHEMA_VERSION}, found {words[1]}."
+      f"expected schema version {SCHEMA_VERSION}, found {words[1]:.20}; make"
+      " the world again."
     )
   payload = file.read()
   checksum = hashlib.sha256(payload).hexdigest()

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.fitting import build, synthetic
 from mtf_jax.fitting.population import synthetic_response
 from mtf_jax.io import InputError
@@ -72,18 +71,6 @@ def test_leaves_are_arrays_of_explicit_types(small_world):
       assert not np.any(np.isnan(leaf))
 
 
-def test_calibration_of_random_exposure_and_satisfaction(small_world):
-  slates = build._default_slates(jax.random.key(8), small_world, 4)
-  shown = build._moments(slates, np.asarray(small_world.population))
-  click = BEHAVIOURS.index("click")
-  ratio = float(shown.rates[click] / shown.random_rates[click])
-  assert 2.2 < ratio < 3.0
-  np.testing.assert_allclose(shown.satisfaction_std, 1.0, atol=0.15)
-  np.testing.assert_allclose(
-    shown.log_duration, build.TARGET_LOG_DURATION, atol=0.1
-  )
-
-
 def test_pool_holds_the_most_interesting_items_without_noise():
   rng = np.random.default_rng(0)
   response = jax.tree.map(jnp.asarray, synthetic_response(rng, 3, 64))
@@ -95,6 +82,17 @@ def test_pool_holds_the_most_interesting_items_without_noise():
     )
     best = np.argsort(-np.asarray(interest))[:8]
     assert set(pool[user].tolist()) == set(best.tolist())
+
+
+def test_pool_holds_the_most_liked_items_if_that_is_all_that_counts():
+  rng = np.random.default_rng(0)
+  response = jax.tree.map(jnp.asarray, synthetic_response(rng, 3, 64))
+  like = np.linspace(-1, 1, 64).astype(np.float32)
+  effects = response.item_interaction.at[:, 0].set(jnp.asarray(like))
+  response = response._replace(item_interaction=effects)
+  retrieval = build.Retrieval(8, noise=0.0, like_weight=1e4)
+  pool = build.make_pool(response, retrieval, rng)
+  assert np.all(np.sort(pool, axis=1) == np.arange(56, 64))
 
 
 def test_pool_does_not_hang_on_the_order_of_a_partition(monkeypatch):

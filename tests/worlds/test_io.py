@@ -56,10 +56,10 @@ def test_one_wrong_byte_anywhere_is_refused(saved, tmp_path):
 
 
 def test_another_schema_version_is_refused(saved, tmp_path):
-  content = saved[0].read_bytes().replace(b" 1 ", b" 2 ", 1)
+  content = saved[0].read_bytes().replace(b" 2 ", b" 3 ", 1)
   other = tmp_path / "other.world"
   other.write_bytes(content)
-  assert "schema version 1, found 2" in _refusal(other)
+  assert "schema version 2, found 3" in _refusal(other)
 
 
 def test_a_failed_write_leaves_the_earlier_file(small_world, saved, tmp_path):
@@ -93,7 +93,7 @@ def _write(path, header, arrays):
   np.savez(buffer, **{n: a for n, a in arrays.items() if a is not None})
   payload = buffer.getvalue()
   checksum = hashlib.sha256(payload).hexdigest()
-  path.write_bytes(f"mtf_jax world 1 {checksum}\n".encode() + payload)
+  path.write_bytes(f"mtf_jax world 2 {checksum}\n".encode() + payload)
 
 
 # What is changed of the header, and what the refusal says.
