@@ -4,14 +4,33 @@ Every process runs the same program on the same arguments and holds a part of th
 devices. The first one alone writes files and reports.
 """
 
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-# Seconds without a sign of life after which a process counts as dead.
-HEARTBEAT_SECONDS = 20
+from mtf_jax.io import InputError
+
+# Seconds to wait for the others at the start, and without a sign of life until a
+# process counts as dead.
+START_SECONDS, HEARTBEAT_SECONDS = 60, 20
+
+# Status of a process whose collectives failed.
+LEFT_ALONE = 3
+
+_ENDED_BY_FORCE = (
+  b"A process of the run was killed or lost, and this one ends with it: start all"
+  b" processes again, as many as there are now, to go on from the newest"
+  b" checkpoint.\n"
+)
 
 
 def join(
@@ -19,7 +38,7 @@ def join(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """Joins the other processes of the run; before anything else asks JAX.
+  """Joins the other processes of the run, before anything else asks JAX.
 
   Args:
     coordinator: `host:port` of the first process, or None where the cluster says
@@ -28,14 +47,28 @@ def join(
       None likewise.
 
   Raises:
-    InputError: the others did not come, or no cluster is known here.
+    InputError: no cluster is known here, or the others did not come.
   """
-  jax.distributed.initialize(
-    coordinator_address=coordinator,
-    num_processes=num_processes,
-    process_id=process_id,
-    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-  )
+  try:
+    jax.distributed.initialize(
+      coordinator_address=coordinator,
+      num_processes=num_processes,
+      process_id=process_id,
+      initialization_timeout=START_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+  except (ValueError, RuntimeError) as error:
+    reason = " ".join(str(error).split())[:200]
+    if coordinator is None:
+      raise InputError(
+        "processes: expected SLURM, Open MPI, Kubernetes or a TPU pod to say"
+        f" where the processes are, found none ({reason}); name the coordinator."
+      ) from error
+    raise InputError(
+      f"coordinator: expected {num_processes} processes at {coordinator} within"
+      f" {START_SECONDS} s, found not all ({reason})."
+    ) from error
 
 
 def is_first() -> bool:
@@ -43,10 +76,56 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def leave() -> None:
-  """Waits for the others at the end of a run that went well."""
-  if jax.process_count() > 1:
+@contextlib.contextmanager
+def together(begun: bool) -> Iterator[None]:
+  """Around all that several processes do: one that ends early ends them all.
+
+  When another one is gone, a collective fails, or JAX ends the process by force
+  and with words of its own: at once if that was the first, else after
+  `HEARTBEAT_SECONDS`. What to do then is said last, in a sentence.
+
+  Args:
+    begun: whether the process is to join others in the block; if not, nothing
+      is done.
+  """
+  if not begun:
+    yield
+    return
+  farewell = _announcer()
+  try:
+    yield
     multihost_utils.sync_global_devices("the end of the run")
+  except jax.errors.JaxRuntimeError as error:
+    # A collective failed before the loss was noticed. Not the way out that waits
+    # for the others; closing `farewell` has the sentence said.
+    reason = " ".join(str(error).split())[:200]
+    print(f"A program over all processes failed: {reason}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(LEFT_ALONE)
+  except BaseException:
+    os.write(farewell, b".")  # It says itself why it ends.
+    raise
+  os.write(farewell, b".")
+
+
+def _announcer() -> int:
+  """A process beside this one that speaks if this one is ended by force.
+
+  Nothing in a process runs when another part of it calls `abort`, hence this.
+
+  Returns:
+    A file to write a byte into, so that nothing is said.
+  """
+  read_end, write_end = os.pipe()
+  if os.fork():
+    os.close(read_end)
+    return write_end
+  os.close(write_end)
+  # Ctrl-C goes to both; this one ends with the other.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  if not os.read(read_end, 1):
+    os.write(sys.stderr.fileno(), _ENDED_BY_FORCE)
+  os._exit(0)
 
 
 def whole(tree: Any) -> Any:
@@ -67,3 +146,39 @@ def whole(tree: Any) -> Any:
     return jax.jit(lambda value: value, out_shardings=everywhere)(leaf)
 
   return jax.tree.map(one, tree)
+
+
+def from_first(tree: Any) -> Any:
+  """What the first process has, in all of them.
+
+  Args:
+    tree: pytree of arrays of this process, random keys among them; of the others
+      only shapes and dtypes count.
+
+  Returns:
+    The tree; with one process the very same.
+  """
+  if jax.process_count() == 1:
+    return tree
+
+  def is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+  data = jax.tree.map(
+    lambda leaf: np.asarray(
+      jax.random.key_data(leaf) if is_key(leaf) else leaf
+    ),
+    tree,
+  )
+  found = multihost_utils.broadcast_one_to_all(data)
+  return jax.tree.map(
+    lambda leaf, like: (
+      jax.random.wrap_key_data(
+        jnp.asarray(leaf), impl=jax.random.key_impl(like)
+      )
+      if is_key(like)
+      else jnp.asarray(leaf)
+    ),
+    found,
+    tree,
+  )

@@ -91,18 +91,18 @@ def train(name, mesh, num_strata, critic_updates):
 
 
 def main(out, runs, *place):
-  if place:
-    coordinator, count, number = place
-    processes.join(coordinator, int(count), int(number))
-  found = {}
-  for run in runs.split(";"):
-    name, mesh_text, num_strata, critic_updates = run.split("/")
-    mesh = mesh_lib.make_mesh(mesh_lib.parse_axes(mesh_text))
-    result = train(name, mesh, int(num_strata), int(critic_updates))
-    found |= {f"{run} {key}": value for key, value in result.items()}
-  if processes.is_first():
-    np.savez(out, **found)
-  processes.leave()
+  with processes.together(bool(place)):
+    if place:
+      coordinator, count, number = place
+      processes.join(coordinator, int(count), int(number))
+    found = {}
+    for run in runs.split(";"):
+      name, mesh_text, num_strata, critic_updates = run.split("/")
+      mesh = mesh_lib.make_mesh(mesh_lib.parse_axes(mesh_text))
+      result = train(name, mesh, int(num_strata), int(critic_updates))
+      found |= {f"{run} {key}": value for key, value in result.items()}
+    if processes.is_first():
+      np.savez(out, **found)
 
 
 if __name__ == "__main__":
