@@ -30,6 +30,7 @@ _NEEDS = {
   "benchmarks.learner": [],
   "benchmarks.progressive_memory": [],
   "benchmarks.rivals": [],
+  "benchmarks.scaling": [],
   "benchmarks.serving": [],
   "benchmarks.world": [],
 }
