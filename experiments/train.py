@@ -3,7 +3,8 @@
   python -m experiments.train --dataset=runs/log.npz --out_dir=runs/a \
     --preset=cpu
 
-Run again with the same flags, it goes on from the newest checkpoint that is whole.
+Run again with the same flags, it goes on from the newest checkpoint that is whole,
+on whatever devices there are; docs/many_devices.md has meshes and processes.
 """
 
 import dataclasses
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import launch
+from experiments import devices, launch
 from mtf_jax.data import session_log, transitions
+from mtf_jax.distributed import processes
 from mtf_jax.io import InputError
 from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.training.checkpoints import digest
@@ -40,6 +42,13 @@ _CRITIC_UPDATES = flags.DEFINE_integer(
 )
 _NUM_STEPS = flags.DEFINE_integer(
   "num_steps", None, "Requests that a transition spans, for n-step returns.", 1
+)
+_NUM_STRATA = flags.DEFINE_integer(
+  "num_strata",
+  None,
+  "Parts of the log that each batch has equally many transitions of; devices on"
+  " data that divide them keep each row once.",
+  1,
 )
 _SEED = launch.define_seed("seed", None, "Seed of networks and batches.")
 _HYPERPARAM = flags.DEFINE_multi_string(
@@ -75,6 +84,7 @@ def _config() -> TrainConfig:
     "num_updates": _NUM_UPDATES.value,
     "critic_updates": _CRITIC_UPDATES.value,
     "num_steps": _NUM_STEPS.value,
+    "num_strata": _NUM_STRATA.value,
     "seed": _SEED.value,
     "hyperparams": _hyperparams(_HYPERPARAM.value) or None,
   }
@@ -83,29 +93,34 @@ def _config() -> TrainConfig:
     return dataclasses.replace(PRESETS[_PRESET.value], **given)
 
 
-def _train() -> TrainState:
-  config = _config()
+def _train(config: TrainConfig) -> TrainState:
+  mesh = devices.mesh()
   with launch.refusals("--dataset: "):  # They name the file.
     log, metadata = session_log.load_sessions(_DATASET.value)
-  dataset = transitions.device_dataset(
-    log, num_steps=config.num_steps, discount=config.discount
-  )
-  return train_in_folder(
-    config,
-    dataset,
-    _OUT_DIR.value,
-    {
-      "dataset": session_log.fingerprint(log),
-      "world": metadata.get("world", ""),
-    },
-    keep=_KEEP.value,
-  )
+  with devices.load_on_host(mesh):
+    dataset = transitions.device_dataset(
+      log, num_steps=config.num_steps, discount=config.discount
+    )
+    return train_in_folder(
+      config,
+      dataset,
+      _OUT_DIR.value,
+      {
+        "dataset": session_log.fingerprint(log),
+        "world": metadata.get("world", ""),
+      },
+      keep=_KEEP.value,
+      mesh=mesh,
+    )
 
 
 def main() -> None:
   """Trains, or goes on training."""
-  state = _train()
-  print(json.dumps({"step": int(state.step), "sha256": digest(state)}))
+  config = _config()
+  with devices.joined():
+    state = processes.whole(_train(config))
+    if processes.is_first():
+      print(json.dumps({"step": int(state.step), "sha256": digest(state)}))
 
 
 if __name__ == "__main__":

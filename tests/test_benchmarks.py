@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mtf_jax
-from benchmarks import harness, kernels, serving
+from benchmarks import harness, kernels, scaling, serving
 
 
 def test_every_kernel_has_a_workload():
@@ -64,3 +64,33 @@ def test_serving_is_measured_beside_the_same_policy_in_numpy():
     assert 0 < row["p50_us"] <= row["p95_us"] <= row["p99_us"]
     assert row["requests_per_s"] == pytest.approx(2e6 / row["p50_us"])
   assert result["cold_start"]["load_and_self_test_s"] > 0
+
+
+def test_speeds_on_paper_follow_from_bytes_and_links():
+  machine = scaling.Machine(
+    update_s=1.0,
+    memory_bytes_per_s=36e3,
+    node_size=2,
+    node_bytes_per_s=8e3,
+    network_bytes_per_s=4e3,
+    latency_s=0.01,
+  )
+  program = {
+    "bytes_of_update": 4000,
+    "parameters": 100,
+    "collectives": [None] * 10,
+  }
+
+  def seconds(axis, devices):
+    found = scaling.on_paper(machine, axis, devices, program)
+    assert found["devices"] == devices
+    return found["communication_us"] / 1e6, 1 / found["strong_speedup"]
+
+  assert seconds("data", 1) == (0, 1)
+  # Half of the bytes twice over the node's links, and ten latencies.
+  assert seconds("data", 2)[0] == pytest.approx(0.5 + 0.1)
+  # Over two nodes besides half of a device's 2000 bytes twice.
+  assert seconds("data", 4)[0] == pytest.approx(0.5 + 0.5 + 0.1)
+  # A tenth of an update is Adam's, which data does not divide.
+  assert seconds("data", 2)[1] == pytest.approx(0.1 + 0.45 + 0.6, rel=0.01)
+  assert seconds("critic", 2)[1] == pytest.approx(0.5 + 0.6, rel=0.01)

@@ -110,13 +110,15 @@ def test_the_start_has_the_scale_of_one_dense_layer():
 
 def test_first_layer_gradients_are_those_of_the_plain_contraction():
   rng = np.random.default_rng(0)
-  kernels = tuple(rng.normal(size=(3, 4, n)).astype(np.float32) for n in (5, 2))
+  kernels = tuple(
+    rng.normal(size=(2, 3, 4, n)).astype(np.float32) for n in (5, 2)
+  )
   x = tuple(rng.normal(size=(6, n)).astype(np.float32) for n in (5, 2))
-  weights = rng.normal(size=(3, 4, 6)).astype(np.float32)
+  weights = rng.normal(size=(2, 3, 4, 6)).astype(np.float32)
 
   def plain(kernels, x):
     parts = [
-      jnp.einsum("ehi,bi->ehb", kernel, one)
+      jnp.einsum("gmhi,bi->gmhb", kernel, one)
       for kernel, one in zip(kernels, x, strict=True)
     ]
     return jnp.sum(weights * sum(parts))

@@ -315,7 +315,22 @@ def sample_transitions(
     does not read is never gathered where both are compiled together.
   """
   draw = jax.random.randint(rng_key, (batch_size,), 0, dataset.num_transitions)
-  row = dataset.start_row[draw]
+  return take_transitions(dataset, draw)
+
+
+def take_transitions(
+  dataset: TransitionDataset, number: chex.Array
+) -> Transition:
+  """The transitions of these numbers, counted in the order of the log.
+
+  Args:
+    dataset: rows on the device.
+    number: int32 `[B]` below `dataset.num_transitions`.
+
+  Returns:
+    A `Transition` with a leading axis `B` on every field.
+  """
+  row = dataset.start_row[number]
   next_row = dataset.next_row[row]
   return Transition(
     observation_tm1=dataset.observation[row],

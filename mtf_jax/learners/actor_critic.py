@@ -260,6 +260,9 @@ def targets_of(
 def _split_batch(batch: Transition, critic_updates: int) -> Transition:
   """Parts of a batch, one for each critic update.
 
+  Every `critic_updates`-th transition is of one part. Where the batch is divided
+  over devices, each then has its share of every part, and none has to move.
+
   Args:
     batch: leading axis `B`.
     critic_updates: number of parts, static.
@@ -277,7 +280,10 @@ def _split_batch(batch: Transition, critic_updates: int) -> Transition:
       f" divides, found {batch_size}."
     )
   return jax.tree.map(
-    lambda leaf: leaf.reshape(critic_updates, -1, *leaf.shape[1:]), batch
+    lambda leaf: jnp.swapaxes(
+      leaf.reshape(-1, critic_updates, *leaf.shape[1:]), 0, 1
+    ),
+    batch,
   )
 
 

@@ -76,14 +76,14 @@ def _kernel_init(scale=1.0):
 def _first_layer(
   kernels: tuple[jax.Array, ...], inputs: tuple[jax.Array, ...]
 ) -> jax.Array:
-  """`[E, H, I]` kernels of the inputs `[B, I]` -> `[E, H, B]`, for E critics.
+  """`[G, M, H, I]` kernels of the inputs `[B, I]` -> `[G, M, H, B]`.
 
   One wide contraction forwards. Backwards each input has its own: nobody asks
   for the gradient of the observation, so that part is never compiled, and a
-  per-critic gradient summed afterwards spares a transposed copy of `[E, H, B]`.
+  per-critic gradient summed afterwards spares a transposed copy of the outputs.
   """
   return jnp.einsum(
-    "ehi,bi->ehb", jnp.concatenate(kernels, -1), jnp.concatenate(inputs, -1)
+    "gmhi,bi->gmhb", jnp.concatenate(kernels, -1), jnp.concatenate(inputs, -1)
   )
 
 
@@ -93,9 +93,9 @@ def _first_layer_forward(kernels, inputs):
 
 def _first_layer_backward(saved, gradient):
   kernels, inputs = saved
-  of_kernels = tuple(jnp.einsum("ehb,bi->ehi", gradient, x) for x in inputs)
+  of_kernels = tuple(jnp.einsum("gmhb,bi->gmhi", gradient, x) for x in inputs)
   of_inputs = tuple(
-    jnp.sum(jnp.einsum("ehi,ehb->eib", kernel, gradient), axis=0).T
+    jnp.sum(jnp.einsum("gmhi,gmhb->gmib", kernel, gradient), axis=(0, 1)).T
     for kernel in kernels
   )
   return of_kernels, of_inputs
@@ -119,8 +119,9 @@ def _varying_alike(trees: Any) -> Any:
 class _Ensemble(nn.Module):
   """What critics of an ensemble share: parameters and layers for all at once.
 
-  Activations are `[E, H, B]` with `E = G M`, the batch last: every large
-  contraction then reads and writes arrays as they lie in memory.
+  Activations are `[G, M, H, B]`, the batch last: every large contraction then
+  reads and writes arrays as they lie in memory. G and M stay axes of their own:
+  merged, they could not be divided over devices by M.
   """
 
   num_groups: int
@@ -128,20 +129,20 @@ class _Ensemble(nn.Module):
   dtype: Any
 
   def weight(self, name, shape, initializer):
-    """A parameter `[G, M, *shape]`, as `[E, *shape]` of the compute dtype."""
+    """A parameter `[G, M, *shape]`, in the compute dtype."""
     full = (self.num_groups, self.ensemble_size, *shape)
     value = self.param(name, initializer, full, jnp.float32)
-    return value.reshape(-1, *shape).astype(self.dtype)
+    return value.astype(self.dtype)
 
   def kernel(self, name, out_size, in_size, initializer=None):
     initializer = initializer or _kernel_init()
     return self.weight(name, (out_size, in_size), initializer)
 
   def bias(self, name, size):
-    return self.weight(name, (size,), nn.initializers.zeros)[:, :, None]
+    return self.weight(name, (size,), nn.initializers.zeros)[..., None]
 
   def mlp(self, name, inputs, layer_sizes):
-    """`[B, I]` inputs -> `[E, layer_sizes[-1], B]`."""
+    """`[B, I]` inputs -> `[G, M, layer_sizes[-1], B]`."""
     hidden = None
     fan_in = sum(x.shape[1] for x in inputs.values())
     for layer, size in enumerate(layer_sizes):
@@ -161,16 +162,15 @@ class _Ensemble(nn.Module):
           *_varying_alike((kernels, tuple(inputs.values())))
         )
       else:
-        kernel = self.kernel(f"{prefix}_kernel", size, hidden.shape[1])
-        output = jnp.einsum("ekh,ehb->ekb", kernel, hidden)
+        kernel = self.kernel(f"{prefix}_kernel", size, hidden.shape[2])
+        output = jnp.einsum("gmkh,gmhb->gmkb", kernel, hidden)
       output += self.bias(f"{prefix}_bias", size)
       hidden = nn.relu(output)
     return output
 
   def per_critic(self, values, dtype):
-    """`[E, B]` -> `[B, G, M]`."""
-    shape = (self.num_groups, self.ensemble_size, -1)
-    return values.reshape(shape).transpose(2, 0, 1).astype(dtype)
+    """`[G, M, B]` -> `[B, G, M]`."""
+    return values.transpose(2, 0, 1).astype(dtype)
 
 
 class _MLPCritic(_Ensemble):
@@ -184,7 +184,7 @@ class _MLPCritic(_Ensemble):
       "action": action.astype(self.dtype),
     }
     value = self.mlp("value", inputs, (*self.hidden_sizes, 1))
-    return self.per_critic(value[:, 0], observation.dtype)
+    return self.per_critic(value[:, :, 0], observation.dtype)
 
 
 class _BoxCritic(_Ensemble):
@@ -195,7 +195,7 @@ class _BoxCritic(_Ensemble):
     # A small start: the first policy gradients come from data, not from here.
     small = _kernel_init(SMALL_SCALE)
     kernel = self.kernel(f"{name}_kernel", size, inputs.shape[1], small)
-    return jnp.einsum("eai,bi->eab", kernel, inputs) + self.bias(
+    return jnp.einsum("gmai,bi->gmab", kernel, inputs) + self.bias(
       f"{name}_bias", size
     )
 
@@ -205,13 +205,13 @@ class _BoxCritic(_Ensemble):
     deviation = jax.vmap(box_deviation)(action, box).astype(self.dtype)
     size = action.shape[1]
     value = self.mlp("value", {"observation": inputs}, (*self.hidden_sizes, 1))[
-      :, 0
+      :, :, 0
     ]
     slope = self.affine("slope", inputs, size)
-    value += jnp.sum(slope * deviation.T[None], axis=1)
+    value += jnp.sum(slope * deviation.T[None, None], axis=2)
     if self.quadratic:
       curvature = self.affine("curvature", inputs, size)
-      value += jnp.sum(curvature * jnp.square(deviation).T[None], axis=1)
+      value += jnp.sum(curvature * jnp.square(deviation).T[None, None], axis=2)
     return self.per_critic(value, observation.dtype)
 
 

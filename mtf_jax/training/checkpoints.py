@@ -109,6 +109,21 @@ def _software() -> str:
   )
 
 
+def _alone() -> dict[str, Any]:
+  """Options for Orbax in one of several processes, which the others wait for.
+
+  States are written whole, as arrays of the process that writes them.
+  """
+  if jax.process_count() == 1:
+    return {}
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"of{me}"
+  )
+  # Orbax makes no folder then.
+  return {"multiprocessing_options": alone, "create": False}
+
+
 def check_keep(keep: int) -> None:
   """Refuses to keep no checkpoint.
 
@@ -149,9 +164,9 @@ class Checkpoints:
     self._read_only = read_only
     options = ocp.CheckpointManagerOptions(
       max_to_keep=None if read_only else keep,
-      create=not read_only,
       cleanup_tmp_directories=not read_only,
       enable_async_checkpointing=False,
+      **({"create": not read_only} | _alone()),
     )
     if self._directory.exists() and not self._directory.is_dir():
       raise CheckpointError(

@@ -29,6 +29,9 @@ class TrainConfig:
   hidden_sizes: widths of the hidden layers of critics and of the MLP actor.
   num_steps: requests that a transition spans, for n-step returns.
   batch_size: transitions drawn for each update.
+  num_strata: parts of the log that each batch has equally many transitions of,
+    see `data.strata`; divides `batch_size / critic_updates`. A mesh whose axis
+    `data` divides it keeps each row on one device only.
   critic_updates: critic updates before an actor update; divides `batch_size`.
   num_updates: updates in all.
   chunk_size: updates of one dispatch; divides `num_updates`.
@@ -45,6 +48,7 @@ class TrainConfig:
   hidden_sizes: tuple[int, ...] = (256, 256)
   num_steps: int = 1
   batch_size: int = 256
+  num_strata: int = 1
   critic_updates: int = 1
   num_updates: int = 10_000
   chunk_size: int = 100
@@ -72,6 +76,12 @@ class TrainConfig:
           f"{whole}: expected a multiple of {part} = {getattr(self, part)},"
           f" found {getattr(self, whole)}."
         )
+    of_update = self.batch_size // self.critic_updates
+    if self.num_strata < 1 or of_update % self.num_strata:
+      raise ValueError(
+        f"num_strata: expected a divisor of {of_update}, the transitions of one critic"
+        f" update, found {self.num_strata}."
+      )
     check_seed(self.seed)
     if self.num_steps < 1:
       raise ValueError(

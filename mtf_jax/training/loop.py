@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-from mtf_jax.data.transitions import TransitionDataset, sample_transitions
+from mtf_jax.data.strata import Dataset, draw_batch, is_of_each_run
+from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.io import InputError
 from mtf_jax.learners.base import Learner
 from mtf_jax.training import state_leaves
@@ -74,13 +76,16 @@ def start(rng_key: chex.PRNGKey, learner_state: Any) -> TrainState:
 def _chunk(
   learner: Learner,
   state: TrainState,
-  dataset: TransitionDataset,
+  dataset: Dataset,
   batch_size: int,
   num_updates: int,
+  mesh: Mesh | None,
 ) -> tuple[TrainState, Any]:
   def body(state, _):
     rng_key, batch_key = jax.random.split(state.rng_key)
-    batch = sample_transitions(batch_key, dataset, batch_size)
+    batch = draw_batch(batch_key, dataset, batch_size)
+    if mesh is not None:
+      batch = mesh_lib.constrain_batch(mesh, batch)
     learner_state, metrics = learner.update(state.learner, batch)
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(metrics)]
     healthy = state.healthy & jnp.all(jnp.stack(finite))
@@ -97,22 +102,26 @@ def _chunk(
       step=state.step + healthy.astype(jnp.int32),
       healthy=healthy,
     )
+    if mesh is not None:
+      state = mesh_lib.constrain_state(mesh, state)
+      metrics = mesh_lib.constrain_whole(mesh, metrics)
     return state, metrics
 
   return jax.lax.scan(body, state, length=num_updates)
 
 
-_STATIC = ("learner", "batch_size", "num_updates")
+_STATIC = ("learner", "batch_size", "num_updates", "mesh")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
 def update_chunk(
   learner: Learner,
   state: TrainState,
-  dataset: TransitionDataset,
+  dataset: Dataset,
   *,
   batch_size: int,
   num_updates: int,
+  mesh: Mesh | None = None,
 ) -> tuple[TrainState, Any]:
   """One dispatch: `num_updates` updates of one run.
 
@@ -122,33 +131,38 @@ def update_chunk(
     dataset: rows on the device, an argument like any other.
     batch_size: transitions drawn for each update, static.
     num_updates: `U`, static.
+    mesh: where state and rows live, static; one device if omitted.
 
   Returns:
     The state after the updates, and the metrics with a leading axis `U`.
   """
-  return _chunk(learner, state, dataset, batch_size, num_updates)
+  return _chunk(learner, state, dataset, batch_size, num_updates, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
 def update_chunk_many(
   learner: Learner,
   state: TrainState,
-  dataset: TransitionDataset,
+  dataset: Dataset,
   *,
   batch_size: int,
   num_updates: int,
+  mesh: Mesh | None = None,
 ) -> tuple[TrainState, Any]:
   """`update_chunk` of `R` runs; metrics are `[R, U, ...]`.
 
   The runs share one dataset, or the dataset has a leading axis `R` too.
   """
-  axes = (0, 0 if dataset.num_transitions.ndim == 1 else None)
+  axes = (0, 0 if is_of_each_run(dataset) else None)
 
   def one(state, dataset):
-    return _chunk(learner, state, dataset, batch_size, num_updates)
+    return _chunk(learner, state, dataset, batch_size, num_updates, mesh)
 
   if state.step.shape[0] > 1:
-    return jax.vmap(one, in_axes=axes)(state, dataset)
+    spmd_axis_name = None if mesh is None else "seed"
+    return jax.vmap(one, in_axes=axes, spmd_axis_name=spmd_axis_name)(
+      state, dataset
+    )
   # A batch axis of one costs XLA's matrix products on CPU 40%.
   alone = [
     tree if axis is None else jax.tree.map(lambda leaf: leaf[0], tree)
@@ -235,11 +249,12 @@ def _chunks(done: int, num_updates: int, chunk_size: int) -> Iterator[int]:
 def train(
   learner: Learner,
   state: TrainState,
-  dataset: TransitionDataset,
+  dataset: Dataset,
   num_updates: int,
   *,
   batch_size: int,
   chunk_size: int = 100,
+  mesh: Mesh | None = None,
   on_chunk: Callable[[TrainState, Any], None] | None = None,
 ) -> TrainState:
   """Trains one run until it has done `num_updates` updates in all.
@@ -254,6 +269,7 @@ def train(
     num_updates: total number of updates, those already done included.
     batch_size: transitions drawn for each update.
     chunk_size: updates between two looks of the host.
+    mesh: where `distributed.mesh` put state and rows; one device if omitted.
     on_chunk: called with the state and the chunk's metrics, NumPy arrays with a
       leading axis; the state is donated when it returns, so it must save what
       it wants to keep.
@@ -269,7 +285,12 @@ def train(
   """
   for size in _chunks(int(state.step), num_updates, chunk_size):
     state, metrics = update_chunk(
-      learner, state, dataset, batch_size=batch_size, num_updates=size
+      learner,
+      state,
+      dataset,
+      batch_size=batch_size,
+      num_updates=size,
+      mesh=mesh,
     )
     metrics = jax.device_get(metrics)
     if not state.healthy:
@@ -285,11 +306,12 @@ def train(
 def train_many(
   learner: Learner,
   state: TrainState,
-  dataset: TransitionDataset,
+  dataset: Dataset,
   num_updates: int,
   *,
   batch_size: int,
   chunk_size: int = 100,
+  mesh: Mesh | None = None,
   on_chunk: Callable[[TrainState, Any], None] | None = None,
 ) -> TrainState:
   """Trains `R` runs at once: seeds, hyperparameters, or both.
@@ -298,7 +320,9 @@ def train_many(
   them. `dataset` is one for all runs, or has the axis as well: one for each. A
   run that meets a metric that is not finite stays at its last good state, one
   whose state is not finite after a chunk stays at that; each is named in the
-  log and has `healthy` False in the result; the others go on. Arguments are otherwise those of `train`.
+  log and has `healthy` False in the result; the others go on.
+  Arguments are otherwise those of `train`; the runs are divided over the mesh's
+  axis `seed`.
 
   Returns:
     The trained states, leading axis `R`.
@@ -312,7 +336,12 @@ def train_many(
   done = int(np.max(state.step))
   for size in _chunks(done, num_updates, chunk_size):
     state, metrics = update_chunk_many(
-      learner, state, dataset, batch_size=batch_size, num_updates=size
+      learner,
+      state,
+      dataset,
+      batch_size=batch_size,
+      num_updates=size,
+      mesh=mesh,
     )
     metrics = jax.device_get(metrics)
     now_failed = ~np.asarray(state.healthy)

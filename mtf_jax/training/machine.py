@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from absl import logging
+from jax.sharding import Mesh
 
 import mtf_jax
 
@@ -31,19 +32,26 @@ def num_threads() -> int:
   return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
 
 
-def describe() -> dict[str, Any]:
-  """Versions, kind of device and threads of this process, as JSON has them."""
-  return {
+def describe(mesh: Mesh | None = None) -> dict[str, Any]:
+  """Versions, kind of device and threads of this process, as JSON has them.
+
+  Args:
+    mesh: the devices of the run and its processes, if it has several.
+  """
+  found: dict[str, Any] = {
     "mtf_jax": mtf_jax.__version__,
     "jax": jax.__version__,
     "jaxlib": importlib.metadata.version("jaxlib"),
     "device_kind": jax.devices()[0].device_kind,
     "threads": num_threads(),
   }
+  if mesh is not None:
+    found |= {"mesh": dict(mesh.shape), "processes": jax.process_count()}
+  return found
 
 
 def went_on(
-  machines: Sequence[Mapping[str, Any]], step: int
+  machines: Sequence[Mapping[str, Any]], step: int, mesh: Mesh | None = None
 ) -> list[dict[str, Any]]:
   """The machines of a run that now goes on, or begins, in this process.
 
@@ -53,11 +61,12 @@ def went_on(
     machines: where it was, each as `describe` has it with `from_update`, oldest
       first; none for a run that begins, or if that was not recorded.
     step: updates done.
+    mesh: as in `describe`.
 
   Returns:
     The same, and this one if it differs from the last.
   """
-  here = describe()
+  here = describe(mesh)
   before = [dict(machine) for machine in machines]
   if before:
     last = {k: v for k, v in before[-1].items() if k != "from_update"}

@@ -5,14 +5,18 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.sharding import Mesh
 
+from mtf_jax.data.strata import Dataset, stratify
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
+from mtf_jax.distributed import mesh as mesh_lib
+from mtf_jax.distributed import processes
 from mtf_jax.io import InputError, require_file
 from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.training import folder_lock, loop, machine
@@ -95,6 +99,7 @@ def train_in_folder(
   data_record: Mapping[str, Any],
   *,
   keep: int = 3,
+  mesh: Mesh | None = None,
 ) -> loop.TrainState:
   """Trains until `config.num_updates` updates are done in all.
 
@@ -112,6 +117,9 @@ def train_in_folder(
     data_record: what the rows are, by name, JSON-serialisable; a checkpoint of
       other rows is refused.
     keep: checkpoints to keep.
+    mesh: devices to train on, of all processes; one device if omitted. It may be
+      another one when the run goes on. The first process alone reads and writes
+      the folder.
 
   Returns:
     The trained state.
@@ -124,29 +132,74 @@ def train_in_folder(
     CheckpointError: no checkpoint could be read, or one not be written.
     InputError: another process trains in the folder, or it cannot be written
       to.
-    ValueError: the folder holds another run, or a hyperparameter is outside its
-      range.
+    ValueError: the folder holds another run, a hyperparameter is outside its
+      range, or the mesh cannot be divided among.
   """
   # First what may be refused: a bad configuration leaves no folder.
   check_keep(keep)
   learner = make_learner(config, dataset)
   state = initial_state(config, learner, dataset)
+  rows: Dataset = dataset
+  if config.num_strata > 1:
+    rows = stratify(dataset, config.num_strata)
+  if mesh is None:
+    rows = jax.device_put(rows)
+  else:
+    mesh_lib.check_fits(
+      mesh,
+      batch_size=config.batch_size,
+      critic_updates=config.critic_updates,
+      num_strata=config.num_strata,
+    )
+    mesh_lib.state_shardings(mesh, state)
+    rows = mesh_lib.put_dataset(mesh, rows)
   loop.check_finite(state)
   record = {"config": config.to_json(), **data_record}
   record = json.loads(json.dumps(record))  # As a checkpoint has it.
   out_dir = pathlib.Path(out_dir)
+  if not processes.is_first():
+    return _train_along(config, learner, state, rows, mesh)
   with folder_lock.hold(out_dir):
-    return _train_held(config, learner, state, dataset, out_dir, record, keep)
+    return _train_held(
+      config, learner, state, rows, out_dir, record, keep, mesh
+    )
+
+
+def _train_along(
+  config: TrainConfig,
+  learner: Learner,
+  state: loop.TrainState,
+  rows: Dataset,
+  mesh: Mesh | None,
+) -> loop.TrainState:
+  """The part of a process that is not the first: it only computes."""
+
+  def on_chunk(state, metrics):
+    del metrics
+    if _is_due(config, int(state.step)):
+      processes.whole(state)
+
+  state = processes.from_first(state)
+  try:
+    return _train_on(config, learner, state, rows, mesh, on_chunk)
+  except loop.NonFiniteError as error:
+    processes.whole(error.state)
+    raise
+
+
+def _is_due(config: TrainConfig, step: int) -> bool:
+  return step % config.checkpoint_every == 0 or step == config.num_updates
 
 
 def _train_held(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  dataset: TransitionDataset,
+  rows: Dataset,
   out_dir: pathlib.Path,
   record: Mapping[str, Any],
   keep: int,
+  mesh: Mesh | None,
 ) -> loop.TrainState:
   """`train_in_folder` while no other process writes there."""
   checkpoints = Checkpoints(out_dir / "checkpoints", keep=keep)
@@ -157,18 +210,24 @@ def _train_held(
     if restored is None:
       _refuse_rows(out_dir / "metrics.jsonl")
       _say(f"No checkpoint in {out_dir}: starting at update 0.")
-      record = {**record, "machines": machine.went_on([], 0)}
+      record = {**record, "machines": machine.went_on([], 0, mesh)}
       checkpoints.save(0, state, record)
     else:
       state, found = restored
       _say(f"Going on from update {state.step}.")
       # Versions before 3 did not record it.
-      machines = machine.went_on(found.get("machines", []), int(state.step))
+      machines = machine.went_on(
+        found.get("machines", []), int(state.step), mesh
+      )
       record = {**record, "machines": machines}
-    return _train(config, learner, state, dataset, out_dir, checkpoints, record)
+    state = processes.from_first(state)
+    return _train(
+      config, learner, state, rows, out_dir, checkpoints, record, mesh
+    )
   except loop.NonFiniteError as error:
+    last_good = processes.whole(error.state)
     if error.step not in checkpoints.steps():
-      checkpoints.save(error.step, error.state, record)
+      checkpoints.save(error.step, last_good, record)
     logging.error("%s The state before it is saved.", error)
     raise
   finally:
@@ -188,10 +247,11 @@ def _train(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  dataset: TransitionDataset,
+  rows: Dataset,
   out_dir: pathlib.Path,
   checkpoints: Checkpoints,
   record: Mapping[str, Any],
+  mesh: Mesh | None,
 ) -> loop.TrainState:
   """The loop, with a row of metrics a chunk and a checkpoint now and then."""
   first_step = int(state.step)
@@ -207,16 +267,31 @@ def _train(
     writer.write(
       {"step": step, "time": time.time(), "updates_per_s": rate, **row}
     )
-    if step % config.checkpoint_every == 0 or step == config.num_updates:
-      checkpoints.save(step, state, record)
+    if _is_due(config, step):
+      checkpoints.save(step, processes.whole(state), record)
 
+  return _train_on(config, learner, state, rows, mesh, on_chunk)
+
+
+def _train_on(
+  config: TrainConfig,
+  learner: Learner,
+  state: loop.TrainState,
+  rows: Dataset,
+  mesh: Mesh | None,
+  on_chunk: Callable[[loop.TrainState, Any], None],
+) -> loop.TrainState:
+  """The loop, on one device or over the mesh."""
+  if mesh is not None:
+    state = mesh_lib.put_state(mesh, state)
   return loop.train(
     learner,
     state,
-    dataset,
+    rows,
     config.num_updates,
     batch_size=config.batch_size,
     chunk_size=config.chunk_size,
+    mesh=mesh,
     on_chunk=on_chunk,
   )
 

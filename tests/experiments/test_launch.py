@@ -30,6 +30,7 @@ _NEEDS = {
   "benchmarks.learner": [],
   "benchmarks.progressive_memory": [],
   "benchmarks.rivals": [],
+  "benchmarks.scaling": [],
   "benchmarks.serving": [],
   "benchmarks.world": [],
 }
@@ -126,6 +127,19 @@ def _cases():
     ("experiments.progressive", "--seeds=1_0", "integers from 0 to 429496"),
     ("experiments.progressive", "--seeds=\u0663", "integers from 0 to 429496"),
     ("experiments.progressive", "--resume", "there is no run in"),
+    (
+      "experiments.train",
+      "--coordinator=127.0.0.1:1",
+      "--process_id together, found --num_processes, --process_id missing.",
+    ),
+    ("experiments.train", "--processes=auto", "expected SLURM, Open MPI, Kube"),
+    ("experiments.train", "--mesh=data:3,model:2", "mesh: expected data, crit"),
+    ("experiments.train", "--mesh=data:9999", "mesh: expected at most"),
+    (
+      "experiments.train",
+      "--num_strata=7",
+      "num_strata: expected a divisor of",
+    ),
     ("experiments.train", "--keep=0", "--keep=0: 0 is not a positive integer"),
     ("experiments.train", "--keep=-1", "--keep=-1: -1 is not a positive"),
     ("experiments.train", "--learner=x", "integrated_rl|bc"),

@@ -338,10 +338,7 @@ def test_delayed_actor_is_critic_updates_then_one_actor_update():
   single, _ = make(numbers)
   batch = make_batch(5, batch_size=3 * B)
   delayed, metrics = jax.jit(learner.update)(state, batch)
-  parts = [
-    jax.tree.map(lambda leaf, i=i: leaf[i * B : (i + 1) * B], batch)
-    for i in range(3)
-  ]
+  parts = [jax.tree.map(lambda leaf, i=i: leaf[i::3], batch) for i in range(3)]
   expected, losses = state, []
   for part in parts:
     before = expected

@@ -1,0 +1,87 @@
+"""The commands and the code of the page on many devices, as written."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mtf_jax.data import session_log, transitions
+from mtf_jax.training import loop
+from tests.distributed import trained
+from tests.session_logs import random_log
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_PAGE = (_ROOT / "docs" / "many_devices.md").read_text(encoding="utf-8")
+
+
+def _blocks(language):
+  pattern = rf"^```{language}\n(.*?)^```$"
+  return re.findall(pattern, _PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Where the commands were run, one block after the other."""
+  folder = tmp_path_factory.mktemp("page")
+  log = random_log(num_rows=250)
+  session_log.save_sessions(folder / "log.npz", log, {"world": "w"})
+  blocks = _blocks("bash")
+  assert len(blocks) == 2
+  for block in blocks:
+    ended = subprocess.run(
+      ("bash", "-e", "-c", block),
+      cwd=folder,
+      env={
+        **os.environ,
+        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(_ROOT),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+      },
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (folder / "printed").write_text(ended.stdout)
+  return folder
+
+
+def test_its_commands_end_in_one_run_on_two_meshes(folder):
+  printed = (folder / "printed").read_text().splitlines()
+  # Two processes, one report; Gloo, which joins CPUs, prints as well.
+  (line,) = [line for line in printed if not line.startswith("[Gloo]")]
+  assert json.loads(line)["step"] == 240
+  path = folder / "runs" / "a" / "checkpoints" / "240" / "record" / "metadata"
+  machines = json.loads(path.read_text())["machines"]
+  assert [
+    (one["from_update"], one["mesh"]["data"], one["processes"])
+    for one in machines
+  ] == [(0, 8, 1), (200, 4, 2)]
+
+
+def test_its_code_trains_as_one_device_does():
+  scope = {}
+  (block,) = _blocks("python")
+  exec(block, scope)
+  dataset = transitions.device_dataset(random_log(num_rows=250))
+  learner = trained.learner_of("integrated_rl", 1)
+  ends = [
+    scope["train"](learner, trained.start(learner, dataset), dataset, 10, 16),
+    loop.train(
+      learner, trained.start(learner, dataset), dataset, 10, batch_size=16
+    ),
+  ]
+  kernels = [
+    np.asarray(end.learner.actor_params["params"]["MLP_0"]["Dense_0"]["kernel"])
+    for end in ends
+  ]
+  # One device here, so one stratum: the batches are the same.
+  np.testing.assert_allclose(*kernels, rtol=1e-5, atol=1e-6)
+  begun = trained.start(learner, dataset).learner.actor_params
+  before = begun["params"]["MLP_0"]["Dense_0"]["kernel"]
+  assert np.abs(kernels[0] - before).max() > 1e-4
