@@ -205,8 +205,10 @@ def define_in_file(
   help_text: str,
   expected: str,
   instead: str | None = None,
+  *,
+  required: bool = True,
 ) -> flags.FlagHolder[str]:
-  """A flag that names a file to read; required if it has no default.
+  """A flag that names a file to read.
 
   Args:
     name: of the flag.
@@ -214,6 +216,7 @@ def define_in_file(
     help_text: of the flag.
     expected: what the file should be, see `io.require_file`.
     instead: a word that may be given in place of a file.
+    required: whether it must be given, if it has no default.
   """
 
   def check(path):
@@ -221,7 +224,7 @@ def define_in_file(
       require_file(path, expected)
 
   holder = flags.DEFINE_string(
-    name, default, help_text, required=default is None
+    name, default, help_text, required=required and default is None
   )
   return _validated(holder, check)
 

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from mtf_jax.data import kuairand_checks, kuairand_csv, kuairand_values
+from mtf_jax.data import csv_files, kuairand_checks, kuairand_values
 from mtf_jax.io import InputError
 
 # Columns that are used, with the type that they are narrowed to.
@@ -184,14 +184,14 @@ def iterate_log(
     milliseconds,
     max_unknown_share,
   )
-  files = kuairand_csv.find_files(log_dir, "log_")
+  files = csv_files.find_files(log_dir, "log_")
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     writers: dict[int, ipc.RecordBatchStreamWriter] = {}
     schema = pa.schema(
       [(name, pa.from_numpy_dtype(dtype)) for name, dtype in _LOG_TYPES.items()]
     )
     for path in files:
-      for first_row, batch in kuairand_csv.batches(path, columns, block_bytes):
+      for first_row, batch in csv_files.batches(path, columns, block_bytes):
         values = {
           column: kuairand_values.integers(
             path, first_row, column, batch.column(column), dtype
@@ -358,13 +358,13 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
       repeated id or an unparsable duration, naming file, row and column.
   """
   user_ids, users, _ = kuairand_values.table(
-    kuairand_csv.find_files(log_dir, "user_features"),
+    csv_files.find_files(log_dir, "user_features"),
     "user_id",
     _USER_CATEGORIES,
   )
   user_rows = np.argsort(user_ids)
   video_ids, videos, places = kuairand_values.table(
-    kuairand_csv.find_files(log_dir, "video_features"),
+    csv_files.find_files(log_dir, "video_features"),
     "video_id",
     (*_VIDEO_CATEGORIES, "tag", "video_duration"),
   )

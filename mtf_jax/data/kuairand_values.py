@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from mtf_jax.data import kuairand_csv
+from mtf_jax.data import csv_files
 
 # One grammar of numbers. Python's `int` and Arrow's cast each take more: signs,
 # spaces, underscores and other scripts' digits the one, hexadecimal the other.
@@ -41,7 +41,7 @@ def fail(
     InputError: always.
   """
   shown = found if isinstance(found, int) else repr(found[:80])
-  kuairand_csv.refuse(
+  csv_files.refuse(
     path,
     f"row {first_row + index + 1}: column {column}: ",
     f"expected {expected}, found {shown}.",
@@ -106,14 +106,14 @@ def table(
     (ids, int64; strings by column; (file, row from 0) of each row).
 
   Raises:
-    InputError: as `kuairand_csv.batches`; no row at all, an id that is no non-negative
+    InputError: as `csv_files.batches`; no row at all, an id that is no non-negative
       integer, or is there twice.
   """
   blocks: list[np.ndarray] = []
   values: dict[str, list[str]] = {column: [] for column in columns}
   places: list[tuple[pathlib.Path, int]] = []
   for path in paths:
-    for first_row, batch in kuairand_csv.batches(
+    for first_row, batch in csv_files.batches(
       path, (id_column, *columns), 1 << 20
     ):
       strings = batch.column(id_column)
@@ -127,7 +127,7 @@ def table(
         values[column].extend(batch.column(column).to_pylist())
       places.extend((path, first_row + k) for k in range(batch.num_rows))
   if not places:
-    kuairand_csv.refuse(
+    csv_files.refuse(
       paths[0], "", "expected rows after the header, found none."
     )
   ids = np.concatenate(blocks)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from mtf_jax.data.stream import ShardPool
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
 from mtf_jax.io import InputError, require_file
-from mtf_jax.learners.base import Learner, normalization_from
+from mtf_jax.learners.base import Learner, Normalization, normalization_from
 from mtf_jax.training import folder_lock, loop, machine
 from mtf_jax.training.checkpoints import (
   OWN_KEYS,
@@ -31,9 +32,15 @@ from mtf_jax.training.metrics import (
   summarize,
 )
 
+# Shards that have left the pool of a streamed log.
+_POSITION = "stream_position"
+
 
 def initial_state(
-  config: TrainConfig, learner: Learner, dataset: TransitionDataset
+  config: TrainConfig,
+  learner: Learner,
+  dataset: TransitionDataset,
+  normalization: Normalization | None = None,
 ) -> loop.TrainState:
   """The run that a configuration describes, before its first update.
 
@@ -41,7 +48,8 @@ def initial_state(
     config: its `seed` and `hyperparams` count here.
     learner: of `make_learner(config, dataset)`.
     dataset: rows on the device. One of them is the example of shapes that the
-      learner is set up with, all of them decide the normalisation.
+      learner is set up with.
+    normalization: of the observations; that of the dataset if omitted.
 
   Returns:
     The state at step 0.
@@ -60,7 +68,7 @@ def initial_state(
     network_key,
     jax.tree.map(lambda leaf: leaf[0], example),
     hyperparams_of(config.learner)(**hyperparams),
-    normalization_from(dataset),
+    normalization_from(dataset) if normalization is None else normalization,
   )
   return loop.start(batch_key, learner_state)
 
@@ -79,7 +87,7 @@ def _check_same_run(
   before = {**TrainConfig().to_json(), **config, **found}
   now = {**expected["config"], **expected}
   # A run may be made longer, and go on elsewhere.
-  apart = {"config", "num_updates", "machines", *OWN_KEYS}
+  apart = {"config", "num_updates", "machines", _POSITION, *OWN_KEYS}
   for name in {**now, **before}:
     if name not in apart and before.get(name) != now.get(name):
       raise CheckpointError(
@@ -95,6 +103,8 @@ def train_in_folder(
   data_record: Mapping[str, Any],
   *,
   keep: int = 3,
+  normalization: Normalization | None = None,
+  stream: ShardPool | None = None,
 ) -> loop.TrainState:
   """Trains until `config.num_updates` updates are done in all.
 
@@ -112,6 +122,9 @@ def train_in_folder(
     data_record: what the rows are, by name, JSON-serialisable; a checkpoint of
       other rows is refused.
     keep: checkpoints to keep.
+    normalization: of the observations; that of the dataset if omitted.
+    stream: gives the rows to train on where they do not all fit, `dataset`
+      then being an example of them. Its position is in every checkpoint.
 
   Returns:
     The trained state.
@@ -130,20 +143,21 @@ def train_in_folder(
   # First what may be refused: a bad configuration leaves no folder.
   check_keep(keep)
   learner = make_learner(config, dataset)
-  state = initial_state(config, learner, dataset)
+  state = initial_state(config, learner, dataset, normalization)
   loop.check_finite(state)
   record = {"config": config.to_json(), **data_record}
   record = json.loads(json.dumps(record))  # As a checkpoint has it.
   out_dir = pathlib.Path(out_dir)
   with folder_lock.hold(out_dir):
-    return _train_held(config, learner, state, dataset, out_dir, record, keep)
+    rows = dataset if stream is None else stream
+    return _train_held(config, learner, state, rows, out_dir, record, keep)
 
 
 def _train_held(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  dataset: TransitionDataset,
+  dataset: TransitionDataset | ShardPool,
   out_dir: pathlib.Path,
   record: Mapping[str, Any],
   keep: int,
@@ -158,9 +172,10 @@ def _train_held(
       _refuse_rows(out_dir / "metrics.jsonl")
       _say(f"No checkpoint in {out_dir}: starting at update 0.")
       record = {**record, "machines": machine.went_on([], 0)}
-      checkpoints.save(0, state, record)
+      checkpoints.save(0, state, _at(record, dataset, 0))
     else:
       state, found = restored
+      _check_position(found, dataset, int(state.step))
       _say(f"Going on from update {state.step}.")
       # Versions before 3 did not record it.
       machines = machine.went_on(found.get("machines", []), int(state.step))
@@ -168,11 +183,39 @@ def _train_held(
     return _train(config, learner, state, dataset, out_dir, checkpoints, record)
   except loop.NonFiniteError as error:
     if error.step not in checkpoints.steps():
-      checkpoints.save(error.step, error.state, record)
+      checkpoints.save(
+        error.step, error.state, _at(record, dataset, error.step)
+      )
     logging.error("%s The state before it is saved.", error)
     raise
   finally:
     checkpoints.close()
+
+
+def _at(
+  record: Mapping[str, Any],
+  dataset: TransitionDataset | ShardPool,
+  step: int,
+) -> dict[str, Any]:
+  """A checkpoint's record, with the state of the iterator if there is one."""
+  if isinstance(dataset, ShardPool):
+    return {**record, _POSITION: dataset.position(step)}
+  return dict(record)
+
+
+def _check_position(
+  found: Mapping[str, Any],
+  dataset: TransitionDataset | ShardPool,
+  step: int,
+) -> None:
+  """Refuses to go on where the rows would be others than before."""
+  if isinstance(dataset, ShardPool):
+    there, here = found[_POSITION], dataset.position(step)
+    if there != here:
+      raise CheckpointError(
+        f"{_POSITION}: expected {there!r} as in the checkpoint of the folder,"
+        f" found {here} at update {step}; another version wrote it."
+      )
 
 
 def _refuse_rows(path: pathlib.Path) -> None:
@@ -188,7 +231,7 @@ def _train(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  dataset: TransitionDataset,
+  dataset: TransitionDataset | ShardPool,
   out_dir: pathlib.Path,
   checkpoints: Checkpoints,
   record: Mapping[str, Any],
@@ -208,7 +251,7 @@ def _train(
       {"step": step, "time": time.time(), "updates_per_s": rate, **row}
     )
     if step % config.checkpoint_every == 0 or step == config.num_updates:
-      checkpoints.save(step, state, record)
+      checkpoints.save(step, state, _at(record, dataset, step))
 
   return loop.train(
     learner,

@@ -23,6 +23,7 @@ _NEEDS = {
   "experiments.plot_exploration": [],
   "experiments.progressive": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
+  "benchmarks.containers": [],
   "benchmarks.critic_rows": [],
   "benchmarks.global_weights": [],
   "benchmarks.interop": [],
@@ -46,6 +47,7 @@ _IN_DIR = {
   "experiments.fit_constants": "log_dir",
   "experiments.fit_world": "log_dir",
   "experiments.log_gauc": "run",
+  "experiments.train": "log",
 }
 _OUT_DIR = (
   *("experiments.audit_world", "experiments.export_policy"),
@@ -126,6 +128,8 @@ def _cases():
     ("experiments.progressive", "--seeds=1_0", "integers from 0 to 429496"),
     ("experiments.progressive", "--seeds=\u0663", "integers from 0 to 429496"),
     ("experiments.progressive", "--resume", "there is no run in"),
+    ("experiments.train", "--log=folder", "Exactly one of (dataset, log)"),
+    ("experiments.train", "--device_gib=-1", "-1.0 is not a non-negative"),
     ("experiments.train", "--keep=0", "--keep=0: 0 is not a positive integer"),
     ("experiments.train", "--keep=-1", "--keep=-1: -1 is not a positive"),
     ("experiments.train", "--learner=x", "integrated_rl|bc"),
