@@ -178,10 +178,15 @@ def _validated(
   return holder
 
 
-def define_out_dir(default: str | None) -> flags.FlagHolder[str]:
-  """The flag `--out_dir`; required if it has no default."""
+def define_out_dir(
+  default: str | None, *, required: bool = True
+) -> flags.FlagHolder[str]:
+  """The flag `--out_dir`; `required` says whether, if it has no default."""
   holder = flags.DEFINE_string(
-    "out_dir", default, "Folder to write into.", required=default is None
+    "out_dir",
+    default,
+    "Folder to write into.",
+    required=required and default is None,
   )
   return _validated(holder, lambda path: check_output(path, folder=True))
 

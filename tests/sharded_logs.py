@@ -1,5 +1,6 @@
 """Small folders of session files for the tests."""
 
+import functools
 import pathlib
 
 import numpy as np
@@ -23,10 +24,12 @@ def write_log(folder, parts):
   """A folder with a shard for each part, opened."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True)
-  moments = sharded.Moments()
+  moments = functools.reduce(
+    sharded.Moments.merged,
+    (sharded.Moments.of(part.observation) for part in parts),
+  )
   shards = []
   for number, part in enumerate(parts):
-    moments.add(part.observation)
     shards.append(sharded.write_shard(folder, number, part, "test"))
 
   def names(letter, array):

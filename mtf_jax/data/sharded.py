@@ -8,7 +8,7 @@ Letters: `N` rows, `S` state features.
 
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -161,37 +161,39 @@ def num_transitions(log: SessionLog) -> int:
   return int((~log.bootstrap_only & (log.terminal | goes_on)).sum())
 
 
-class Moments:
-  """Count, mean and squared deviations of features, added up part by part."""
+class Moments(NamedTuple):
+  """Sums over rows, that of parts from those of the parts.
 
-  def __init__(self) -> None:
-    """Nothing seen."""
-    self._count = 0
-    self._mean: Any = 0.0
-    self._squares: Any = 0.0
+  rows: how many.
+  mean: `S` means.
+  squares: `S` sums of squared deviations from the mean.
+  """
 
-  def add(self, observation: np.ndarray) -> None:
-    """Takes in rows `[N, S]`; in float64, by Chan's rule for two parts."""
+  rows: int
+  mean: tuple[float, ...]
+  squares: tuple[float, ...]
+
+  @classmethod
+  def of(cls, observation: np.ndarray) -> "Moments":
+    """Those of rows `[N, S]`, in float64."""
     values = observation.astype(np.float64)
-    count, mean = len(values), values.mean(axis=0)
+    mean = values.mean(axis=0)
     squares = np.square(values - mean).sum(axis=0)
-    total = self._count + count
-    apart = mean - self._mean
-    self._squares = (
-      self._squares + squares + apart**2 * self._count * count / total
-    )
-    self._mean = self._mean + apart * count / total
-    self._count = total
+    return cls(len(values), tuple(mean.tolist()), tuple(squares.tolist()))
 
-  @property
-  def mean(self) -> tuple[float, ...]:
-    """`S` means."""
-    return tuple(float(value) for value in self._mean)
+  def merged(self, other: "Moments") -> "Moments":
+    """Those of both parts, by Chan's rule."""
+    total = self.rows + other.rows
+    apart = np.subtract(other.mean, self.mean)
+    mean = np.add(self.mean, apart * other.rows / total)
+    squares = np.add(self.squares, other.squares)
+    squares = squares + apart**2 * self.rows * other.rows / total
+    return Moments(total, tuple(mean.tolist()), tuple(squares.tolist()))
 
   @property
   def stddev(self) -> tuple[float, ...]:
     """`S` standard deviations."""
-    return tuple(float(v) for v in np.sqrt(self._squares / self._count))
+    return tuple(np.sqrt(np.divide(self.squares, self.rows)).tolist())
 
 
 def empty_like(log: SessionLog, rows: int) -> SessionLog:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from mtf_jax import folder_lock
 from mtf_jax.data.stream import ShardPool
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
 from mtf_jax.io import InputError, require_file
 from mtf_jax.learners.base import Learner, Normalization, normalization_from
-from mtf_jax.training import folder_lock, loop, machine
+from mtf_jax.training import loop, machine
 from mtf_jax.training.checkpoints import (
   OWN_KEYS,
   CheckpointError,
