@@ -213,20 +213,24 @@ class _Job:
     last = runs.states[-1]
     counts = {"rows read": runs.rows, **last.counts}
     num_parts = max(1, round(runs.rows / self._rows_per_shard))
-    warnings: tuple[str, ...] = ()
     states: list[_ShardState] = []
     rows = 0
+    warnings = self._implausible(runs, num_parts, counts)
     for part in range(num_parts):
-      state = self._part(runs, part, num_parts, out_dir, import_id)
+      state = self._found(part)
+      made = state is None
       if state is None:
-        continue  # No session has such a key.
-      if not states:
-        warnings = self._implausible(runs, num_parts, counts)
+        records = runs.read(part, num_parts)
+        if not len(records):
+          continue  # No session has such a key.
+        latest = runs.states[-1].latest
+        state = self._made(part, records, latest, out_dir, import_id)
       states.append(state)
       for name, number in state.counts.items():
         counts[name] = counts.get(name, 0) + number
       rows += state.moments.rows
-      self._on_progress(Progress("written", rows))
+      if made:
+        self._on_progress(Progress("written", rows))
     if out_dir is None:
       return ImportReport(counts, warnings, None)
     moments = functools.reduce(
@@ -299,32 +303,33 @@ class _Job:
         yield number, first_row + rows.num_rows, records
     yield len(self._files), 0, np.empty(0, self._dtype)
 
-  def _part(
+  def _found(self, part: int) -> _ShardState | None:
+    """What is known of a shard that an interrupted import has written."""
+    path = self._work / f"shard-{part:05d}.json"
+    if not path.exists():
+      return None
+    values = json.loads(path.read_bytes())
+    return _ShardState(
+      Shard(*values["shard"]),
+      sharded.Moments(*map(_tuples, values["moments"])),
+      values["counts"],
+    )
+
+  def _made(
     self,
-    runs: Runs,
     part: int,
-    num_parts: int,
+    records: np.ndarray,
+    latest: int,
     out_dir: pathlib.Path | None,
     import_id: str,
-  ) -> _ShardState | None:
-    """One shard: made, or found whole."""
-    path = self._work / f"shard-{part:05d}.json"
-    if path.exists():
-      values = json.loads(path.read_bytes())
-      return _ShardState(
-        Shard(*values["shard"]),
-        sharded.Moments(*map(_tuples, values["moments"])),
-        values["counts"],
-      )
-    records = runs.read(part, num_parts)
-    if not len(records):
-      return None
+  ) -> _ShardState:
+    """A shard of sorted records; written if there is a folder."""
     counts: dict[str, int] = {}
     log = sessions_of(
       records,
       self._schema,
       files=self._files,
-      latest=runs.states[-1].latest,
+      latest=latest,
       counts=counts,
     )
     moments = sharded.Moments.of(log.observation)
@@ -332,7 +337,8 @@ class _Job:
       return _ShardState(None, moments, counts)
     shard = sharded.write_shard(out_dir, part, log, import_id)
     write_json(
-      path, {"shard": list(shard), "moments": list(moments), "counts": counts}
+      self._work / f"shard-{part:05d}.json",
+      {"shard": list(shard), "moments": list(moments), "counts": counts},
     )
     return _ShardState(shard, moments, counts)
 

@@ -5,14 +5,16 @@ of every run, so that a part of the sessions can be read whole, wherever its
 rows stood. Keys are scattered evenly, so equal ranges hold about as many rows.
 """
 
-import bisect
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mtf_jax.io import InputError, replacing, write_json
+
+# Of so many records the key of the first is in memory.
+_BLOCK = 128
 
 
 class RunState(NamedTuple):
@@ -31,11 +33,8 @@ class RunState(NamedTuple):
   counts: dict[str, int]
 
 
-def _paths(
-  folder: pathlib.Path, number: int
-) -> tuple[pathlib.Path, pathlib.Path]:
-  name = f"run-{number:05d}"
-  return folder / f"{name}.records", folder / f"{name}.json"
+def _path(folder: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+  return folder / f"run-{number:05d}.{kind}"
 
 
 def write_run(
@@ -52,12 +51,13 @@ def write_run(
   Raises:
     OSError: it could not be written.
   """
-  path, state_path = _paths(folder, number)
-  with replacing(path) as file:
-    order = np.argsort(records["key"], kind="stable")
-    file.write(records[order].view(np.uint8).data)
+  whole = records[np.argsort(records["key"], kind="stable")]
+  with replacing(_path(folder, number, "records")) as file:
+    file.write(whole.view(np.uint8).data)
+  with replacing(_path(folder, number, "keys")) as file:
+    file.write(np.ascontiguousarray(whole["key"][::_BLOCK]).data)
   # The run counts from here on.
-  write_json(state_path, state._asdict())
+  write_json(_path(folder, number, "json"), state._asdict())
 
 
 class Runs:
@@ -75,21 +75,29 @@ class Runs:
     """
     self._dtype = dtype
     self.states: list[RunState] = []
-    self._records: list[np.memmap[Any, Any]] = []
+    self._paths: list[pathlib.Path] = []
+    self._keys: list[np.ndarray] = []
     while True:
-      path, state_path = _paths(folder, len(self.states))
+      number = len(self.states)
+      state_path = _path(folder, number, "json")
       if not state_path.exists():
         break
       state = RunState(**json.loads(state_path.read_bytes()))
-      if (
-        not path.exists() or path.stat().st_size != state.rows * dtype.itemsize
+      path = _path(folder, number, "records")
+      keys = _path(folder, number, "keys")
+      for part, size in (
+        (path, state.rows * dtype.itemsize),
+        (keys, -(-state.rows // _BLOCK) * 8),
       ):
-        raise InputError(
-          f"{path}: expected {state.rows} sorted rows, found a file that is"
-          " missing or cut; delete the folder to import anew."
-        )
+        if not part.exists() or part.stat().st_size != size:
+          raise InputError(
+            f"{part}: expected the {size} bytes of {state.rows} sorted rows,"
+            " found a file that is missing or cut; delete the folder to import"
+            " anew."
+          )
       self.states.append(state)
-      self._records.append(np.memmap(path, dtype, "r"))
+      self._paths.append(path)
+      self._keys.append(np.fromfile(keys, np.uint64))
 
   @property
   def rows(self) -> int:
@@ -108,23 +116,20 @@ class Runs:
     """
     low, high = (n * 2**64 // num_parts for n in (part, part + 1))
     slices = []
-    for records in self._records:
-
-      def key(place: int, records: np.ndarray = records) -> int:
-        return int(records["key"][place])
-
-      places = range(len(records))
-      start = bisect.bisect_left(places, low, key=key)
-      stop = bisect.bisect_left(places, high, key=key)
-      # Read, not mapped: pages of a mapping count as this process's memory.
-      slices.append(
-        np.fromfile(
-          str(records.filename),
-          self._dtype,
-          count=stop - start,
-          offset=start * self._dtype.itemsize,
-        )
+    # Read, not mapped: pages of a mapping count as this process's memory.
+    for path, keys in zip(self._paths, self._keys, strict=True):
+      # Blocks that may hold such keys, whole; then the records that do.
+      start = max(0, int(np.searchsorted(keys, np.uint64(low))) - 1)
+      stop = int(np.searchsorted(keys, np.uint64(high - 1), side="right"))
+      records = np.fromfile(
+        path,
+        self._dtype,
+        count=(stop - start) * _BLOCK,
+        offset=start * _BLOCK * self._dtype.itemsize,
       )
+      key = records["key"]
+      inside = (key >= np.uint64(low)) & (key <= np.uint64(high - 1))
+      slices.append(records[inside])
     found = np.concatenate(slices)
     names = ("row", "file", "order", "check", "key")
     return found[np.lexsort([found[name] for name in names])]

@@ -771,3 +771,48 @@ _NUMBERS = [
   258490580942532625,
   11508156106749545992,
 ]
+
+
+_PEAK = """
+import pathlib, resource, sys
+from mtf_jax.data import import_log, log_tables, schema_file
+
+import_log._RUN_BYTES = 1 << 20
+log_tables._BATCH_ROWS = 1 << 12
+folder = pathlib.Path(sys.argv[1])
+report = import_log.import_log(
+  schema_file.parse_schema((folder / "schema.toml").read_text()),
+  log_tables.input_files([str(folder / "in")]),
+  folder / "log",
+  rows_per_shard=5000,
+)
+print(report.counts["rows read"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_log(tmp_path):
+  found = []
+  for files in (1, 12):
+    folder = tmp_path / str(files)
+    (folder / "in").mkdir(parents=True)
+    (folder / "schema.toml").write_text(platform_logs.SCHEMA)
+    for n in range(files):
+      columns = platform_logs.columns(num_sessions=8000, seed=n)
+      columns["sid"] = [f"{n}-{text}" for text in columns["sid"]]
+      platform_logs.write(folder / "in" / f"{n}.parquet", columns)
+    printed = subprocess.run(
+      [sys.executable, "-c", _PEAK, str(folder)],
+      cwd=_ROOT,
+      env={**os.environ, "PYTHONPATH": str(_ROOT)},
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+      timeout=300,
+    ).stdout
+    found.append([int(number) for number in printed.split()])
+  (few, small), (many, large) = found
+  record = import_log.record_dtype(
+    schema_file.parse_schema(platform_logs.SCHEMA)
+  ).itemsize
+  assert large - small < (many - few) * record / 3

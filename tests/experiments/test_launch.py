@@ -24,6 +24,7 @@ _NEEDS = {
   "experiments.plot_exploration": [],
   "experiments.progressive": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
+  "benchmarks.catalogue": [],
   "benchmarks.containers": [],
   "benchmarks.critic_rows": [],
   "benchmarks.global_weights": [],
@@ -35,6 +36,7 @@ _NEEDS = {
   "benchmarks.rivals": [],
   "benchmarks.scale": ["--input=folder", "--schema=text"],
   "benchmarks.serving": [],
+  "benchmarks.streaming": [],
   "benchmarks.world": [],
 }
 _IN_FILE = {
