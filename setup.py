@@ -13,6 +13,7 @@ _VERSION = re.search(
 ).group(1)
 _TEST = [
   "flatbuffers>=24",
+  "grain>=0.2.12",
   "gymnasium>=1.1",
   "hypothesis>=6.100",
   "matplotlib>=3.9",
@@ -53,6 +54,9 @@ setuptools.setup(
   extras_require={
     # Streams CSV with row numbers in its errors; reads real logs.
     "data": ["pyarrow>=18"],
+    # Reads the shards of a log that does not fit: threads, shuffling by random
+    # access, a position that a run goes on from.
+    "stream": ["grain>=0.2.12"],
     # Worlds as its environments; 1.1 is the first that names how a vector of
     # them resets.
     "gymnasium": ["gymnasium>=1.1"],

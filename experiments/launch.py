@@ -178,10 +178,15 @@ def _validated(
   return holder
 
 
-def define_out_dir(default: str | None) -> flags.FlagHolder[str]:
-  """The flag `--out_dir`; required if it has no default."""
+def define_out_dir(
+  default: str | None, *, required: bool = True
+) -> flags.FlagHolder[str]:
+  """The flag `--out_dir`; `required` says whether, if it has no default."""
   holder = flags.DEFINE_string(
-    "out_dir", default, "Folder to write into.", required=default is None
+    "out_dir",
+    default,
+    "Folder to write into.",
+    required=required and default is None,
   )
   return _validated(holder, lambda path: check_output(path, folder=True))
 
@@ -205,8 +210,10 @@ def define_in_file(
   help_text: str,
   expected: str,
   instead: str | None = None,
+  *,
+  required: bool = True,
 ) -> flags.FlagHolder[str]:
-  """A flag that names a file to read; required if it has no default.
+  """A flag that names a file to read.
 
   Args:
     name: of the flag.
@@ -214,6 +221,7 @@ def define_in_file(
     help_text: of the flag.
     expected: what the file should be, see `io.require_file`.
     instead: a word that may be given in place of a file.
+    required: whether it must be given, if it has no default.
   """
 
   def check(path):
@@ -221,7 +229,7 @@ def define_in_file(
       require_file(path, expected)
 
   holder = flags.DEFINE_string(
-    name, default, help_text, required=default is None
+    name, default, help_text, required=required and default is None
   )
   return _validated(holder, check)
 

@@ -1,7 +1,11 @@
-"""Trains a learner on a file of logged sessions.
+"""Trains a learner on a file of logged sessions, or on a folder of them.
 
   python -m experiments.train --dataset=runs/log.npz --out_dir=runs/a \
     --preset=cpu
+  python -m experiments.train --log=runs/log --out_dir=runs/a
+
+A folder whose rows do not fit on the device is streamed: part of it is there at
+a time.
 
 Run again with the same flags, it goes on from the newest checkpoint that is whole,
 on whatever devices there are; docs/many_devices.md has meshes and processes.
@@ -9,22 +13,41 @@ on whatever devices there are; docs/many_devices.md has meshes and processes.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from absl import flags
 
 from experiments import devices, launch
-from mtf_jax.data import session_log, transitions
+from mtf_jax.data import session_log, sharded, stream, transitions
 from mtf_jax.distributed import processes
 from mtf_jax.io import InputError
+from mtf_jax.learners.base import normalization_of
 from mtf_jax.learners.registry import LEARNERS
+from mtf_jax.training import machine
 from mtf_jax.training.checkpoints import digest
 from mtf_jax.training.config import ACTORS, CRITICS, PRESETS, TrainConfig
 from mtf_jax.training.loop import TrainState
 from mtf_jax.training.resumable import train_in_folder
 
 _DATASET = launch.define_in_file(
-  "dataset", None, "Logged sessions (.npz).", "a session file (.npz)"
+  "dataset",
+  None,
+  "Logged sessions (.npz).",
+  "a session file (.npz)",
+  required=False,
+)
+_LOG = launch.define_in_dir(
+  "log", None, "Logged sessions, a folder of experiments.import_log."
+)
+flags.mark_flags_as_mutual_exclusive(["dataset", "log"], required=True)
+_DEVICE_GIB = flags.DEFINE_float(
+  "device_gib",
+  None,
+  "Memory of the device for the rows of --log; one that takes more is streamed."
+  " A quarter of the device's memory if omitted.",
+  0.0,
 )
 _OUT_DIR = launch.define_out_dir(None)
 _PRESET = flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the run.")
@@ -93,7 +116,7 @@ def _config() -> TrainConfig:
     return dataclasses.replace(PRESETS[_PRESET.value], **given)
 
 
-def _train(config: TrainConfig) -> TrainState:
+def _train_on_file(config: TrainConfig) -> TrainState:
   mesh = devices.mesh()
   with launch.refusals("--dataset: "):  # They name the file.
     log, metadata = session_log.load_sessions(_DATASET.value)
@@ -114,11 +137,55 @@ def _train(config: TrainConfig) -> TrainState:
     )
 
 
+def _train_on_folder(config: TrainConfig) -> TrainState:
+  mesh = devices.mesh()
+  with launch.refusals("--log: "):  # They name the file.
+    log = sharded.open_log(_LOG.value)
+    memory = machine.device_bytes() / 4
+    if _DEVICE_GIB.value is not None:
+      memory = _DEVICE_GIB.value * 2**30
+    num_shards = stream.pool_shards(log, memory)
+  steps = {"num_steps": config.num_steps, "discount": config.discount}
+  pool, pool_config = None, None
+  if num_shards is not None:
+    pool_config = stream.PoolConfig(
+      num_shards, config.batch_size, config.chunk_size, config.seed
+    )
+    pool = stream.ShardPool(log, pool_config, **steps)
+    print(
+      f"Streaming {log.manifest.rows} rows: {num_shards} of"
+      f" {len(log.manifest.shards)} shards are on the device at a time.",
+      file=sys.stderr,
+    )
+  with devices.load_on_host(mesh):
+    dataset = transitions.device_dataset(
+      log.load_all() if pool is None else log.load(0), **steps
+    )
+    return train_in_folder(
+      config,
+      dataset,
+      _OUT_DIR.value,
+      {
+        "dataset": log.fingerprint,
+        "world": log.manifest.source.get("world", ""),
+        "stream": None if pool_config is None else pool_config._asdict(),
+      },
+      keep=_KEEP.value,
+      mesh=mesh,
+      normalization=normalization_of(
+        jnp.asarray(log.manifest.mean, jnp.float32),
+        jnp.asarray(log.manifest.stddev, jnp.float32),
+      ),
+      stream=pool,
+    )
+
+
 def main() -> None:
   """Trains, or goes on training."""
   config = _config()
   with devices.joined():
-    state = processes.whole(_train(config))
+    on = _train_on_file if _LOG.value is None else _train_on_folder
+    state = processes.whole(on(config))
     if processes.is_first():
       print(json.dumps({"step": int(state.step), "sha256": digest(state)}))
 

@@ -330,7 +330,7 @@ def open_npz(path: str | os.PathLike[str], expected: str) -> Iterator[Npz]:
 
 def save_npz(
   file: IO[bytes], arrays: Mapping[str, np.ndarray], digest_name: str
-) -> None:
+) -> str:
   """Writes arrays as an uncompressed archive, with their digest.
 
   Args:
@@ -338,6 +338,9 @@ def save_npz(
     arrays: by name, of numbers or text.
     digest_name: name of the last array, the text of `Npz.digest` over all
       others in their order.
+
+  Returns:
+    The digest.
   """
   with zipfile.ZipFile(file, "w") as archive:
 
@@ -348,7 +351,9 @@ def save_npz(
       return archive.getinfo(entry).CRC
 
     checksums = [(name, write(name, array)) for name, array in arrays.items()]
-    write(digest_name, np.asarray(_digest(checksums)))
+    name = _digest(checksums)
+    write(digest_name, np.asarray(name))
+  return name
 
 
 def _digest(checksums: Iterable[tuple[str, int]]) -> str:

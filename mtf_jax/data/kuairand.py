@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from mtf_jax.data import kuairand_checks, kuairand_csv, kuairand_values
+from mtf_jax.data import csv_files, kuairand_checks, kuairand_values
 from mtf_jax.io import InputError
 
 # Columns that are used, with the type that they are narrowed to.
@@ -67,7 +67,7 @@ class Catalogue(NamedTuple):
   user_categories: `[U, F]` int32 codes from 0 of the profile columns.
   user_category_names: `F` names.
   video_categories: `[I, G]` int32 codes of author, type, upload and music type.
-  video_tags: `[I, W]` float32, 1 where the video carries the tag.
+  video_tags: `[I, W]` uint8, 1 where the video carries the tag.
   video_tag: `[I]` int32, the video's first tag, a column of `video_tags`.
   duration: `[I]` float32 seconds, `inf` if the video has none (pictures).
   """
@@ -184,14 +184,14 @@ def iterate_log(
     milliseconds,
     max_unknown_share,
   )
-  files = kuairand_csv.find_files(log_dir, "log_")
+  files = csv_files.find_files(log_dir, "log_")
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     writers: dict[int, ipc.RecordBatchStreamWriter] = {}
     schema = pa.schema(
       [(name, pa.from_numpy_dtype(dtype)) for name, dtype in _LOG_TYPES.items()]
     )
     for path in files:
-      for first_row, batch in kuairand_csv.batches(path, columns, block_bytes):
+      for first_row, batch in csv_files.batches(path, columns, block_bytes):
         values = {
           column: kuairand_values.integers(
             path, first_row, column, batch.column(column), dtype
@@ -338,9 +338,11 @@ def split_days(
   return log.select(~later), log.select(later)
 
 
-def _codes(values: list[str], rows: np.ndarray) -> np.ndarray:
-  column = np.array([v if v not in _MISSING else "" for v in values])[rows]
-  return np.unique(column, return_inverse=True)[1].astype(np.int32)
+def _codes(values: kuairand_values.Categories, rows: np.ndarray) -> np.ndarray:
+  """Codes from 0 in the order of the texts, those that are missing alike."""
+  known = [text if text not in _MISSING else "" for text in values.texts]
+  code = np.unique(np.array(known), return_inverse=True)[1].astype(np.int32)
+  return code[values.codes][rows]
 
 
 def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
@@ -357,53 +359,63 @@ def read_catalogue(log_dir: str | os.PathLike) -> Catalogue:
     InputError: a file that is none or no CSV, missing columns, an unparsable or
       repeated id or an unparsable duration, naming file, row and column.
   """
-  user_ids, users, _ = kuairand_values.table(
-    kuairand_csv.find_files(log_dir, "user_features"),
+  users = kuairand_values.table(
+    csv_files.find_files(log_dir, "user_features"),
     "user_id",
     _USER_CATEGORIES,
   )
-  user_rows = np.argsort(user_ids)
-  video_ids, videos, places = kuairand_values.table(
-    kuairand_csv.find_files(log_dir, "video_features"),
+  user_rows = np.argsort(users.ids)
+  videos = kuairand_values.table(
+    csv_files.find_files(log_dir, "video_features"),
     "video_id",
     (*_VIDEO_CATEGORIES, "tag", "video_duration"),
   )
-  rows = np.argsort(video_ids)
-  duration = np.full(len(video_ids), np.inf, np.float32)
-  for place, row in enumerate(rows):
-    text = videos["video_duration"][row]
+  rows = np.argsort(videos.ids)
+  # Tags are few, sets of them some thousands: videos have the number of a set.
+  tag_sets = videos.columns["tag"]
+  names_of = [
+    [tag for tag in text.split(",") if tag not in _MISSING] or ["unknown"]
+    for text in tag_sets.texts
+  ]
+  vocabulary = {
+    tag: code
+    for code, tag in enumerate(sorted({t for ts in names_of for t in ts}))
+  }
+  tags_of = np.zeros((len(names_of), len(vocabulary)), np.uint8)
+  for place, names in enumerate(names_of):
+    tags_of[place, [vocabulary[name] for name in names]] = 1
+  first_tag = np.array([vocabulary[names[0]] for names in names_of], np.int32)
+  tag_set = tag_sets.codes[rows]
+  return Catalogue(
+    user_ids=users.ids[user_rows],
+    video_ids=videos.ids[rows],
+    user_categories=np.stack(
+      [_codes(users.columns[name], user_rows) for name in _USER_CATEGORIES],
+      axis=1,
+    ),
+    user_category_names=_USER_CATEGORIES,
+    video_categories=np.stack(
+      [_codes(videos.columns[name], rows) for name in _VIDEO_CATEGORIES],
+      axis=1,
+    ),
+    video_tags=tags_of[tag_set],
+    video_tag=first_tag[tag_set],
+    duration=_durations(videos)[rows],
+  )
+
+
+def _durations(videos: kuairand_values.Table) -> np.ndarray:
+  """Seconds of every video, `inf` where it has none; refuses other values."""
+  column = videos.columns["video_duration"]
+  seconds = np.full(len(column.texts), np.inf, np.float32)
+  for place, text in enumerate(column.texts):
     if text in _MISSING:
       continue
     milliseconds = kuairand_values.decimal(text)
     if not milliseconds <= kuairand_checks.DAY:
-      path, index = places[row]
+      path, row = videos.place(int(np.argmax(column.codes == place)))
       expected = f"a time of at most a day ({kuairand_checks.DAY} ms)"
-      kuairand_values.fail(path, index, 0, "video_duration", text, expected)
+      kuairand_values.fail(path, row, 0, "video_duration", text, expected)
     if milliseconds > 0:
-      duration[place] = milliseconds / 1000
-
-  tags = [
-    [tag for tag in videos["tag"][row].split(",") if tag not in _MISSING]
-    or ["unknown"]
-    for row in rows
-  ]
-  vocabulary = {
-    tag: code for code, tag in enumerate(sorted({t for ts in tags for t in ts}))
-  }
-  video_tags = np.zeros((len(rows), len(vocabulary)), np.float32)
-  for place, names in enumerate(tags):
-    video_tags[place, [vocabulary[name] for name in names]] = 1.0
-  return Catalogue(
-    user_ids=user_ids[user_rows],
-    video_ids=video_ids[rows],
-    user_categories=np.stack(
-      [_codes(users[name], user_rows) for name in _USER_CATEGORIES], axis=1
-    ),
-    user_category_names=_USER_CATEGORIES,
-    video_categories=np.stack(
-      [_codes(videos[name], rows) for name in _VIDEO_CATEGORIES], axis=1
-    ),
-    video_tags=video_tags,
-    video_tag=np.array([vocabulary[names[0]] for names in tags], np.int32),
-    duration=duration,
-  )
+      seconds[place] = milliseconds / 1000
+  return seconds[column.codes]

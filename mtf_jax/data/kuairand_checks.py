@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from absl import logging
 
-from mtf_jax.data import kuairand_csv, kuairand_values
+from mtf_jax.data import csv_files, kuairand_values
 
 FLAGS = (
   "is_click",
@@ -176,7 +176,7 @@ class Checks:
       if self._num_unknown > self._max_unknown_share * num_rows:
         stem = self._first_unknown[3].replace("_id", "_features")
         known_in = ", ".join(
-          path.name for path in kuairand_csv.find_files(log_dir, stem)
+          path.name for path in csv_files.find_files(log_dir, stem)
         )
         kuairand_values.fail(
           *self._first_unknown,

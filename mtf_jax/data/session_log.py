@@ -26,8 +26,8 @@ from mtf_jax.io import (
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.npz import Npz, open_npz, save_npz
 
-# 2: `exploration_held`. 3: a digest of the whole.
-SCHEMA_VERSION = 3
+# 2: `exploration_held`. 3: a digest of the whole. 4: `session_id` of 64 bits.
+SCHEMA_VERSION = 4
 
 
 class SessionLog(NamedTuple):
@@ -54,7 +54,8 @@ class SessionLog(NamedTuple):
   terminal: bool `[N]` whether the user left after this request (discount 0).
   bootstrap_only: bool `[N]` whether the row holds only the observation and the
     box after a cut session's last request.
-  session_id: int32 `[N]` constant over the consecutive rows of a session.
+  session_id: int32 or int64 `[N]` constant over the consecutive rows of a
+    session.
   step: int32 `[N]` request of the session, from 0.
   """
 
@@ -83,7 +84,7 @@ _FIELDS = {
   "feedback": (np.float32, "NE"),
   "terminal": (np.bool_, "N"),
   "bootstrap_only": (np.bool_, "N"),
-  "session_id": (np.int32, "N"),
+  "session_id": ((np.int32, np.int64), "N"),
   "step": (np.int32, "N"),
 }
 # Flat name -> (first schema version with it, value in files of earlier ones).
@@ -199,13 +200,16 @@ def save_sessions(
   path: str | os.PathLike[str],
   log: SessionLog,
   metadata: Mapping[str, str] | None = None,
-) -> None:
+) -> str:
   """Writes a log as one uncompressed `.npz`, all of it or nothing.
 
   Args:
     path: file to write or replace.
     log: rows; checked with `validate` first.
     metadata: where the log comes from, such as `{"world": fingerprint}`.
+
+  Returns:
+    The file's digest, see `load_sessions`.
 
   Raises:
     InputError: the log is not valid, or the metadata holds more than texts.
@@ -218,11 +222,12 @@ def save_sessions(
   # A string is a plain unicode array: no pickle on either side.
   arrays = {**_flatten(log), _HEADER: np.asarray(header)}
   with replacing(path) as file:
-    save_npz(file, arrays, digest_name=_DIGEST)
+    return save_npz(file, arrays, digest_name=_DIGEST)
 
 
 def load_sessions(
   path: str | os.PathLike[str],
+  expected_digest: str | None = None,
 ) -> tuple[SessionLog, dict[str, str]]:
   """Reads and checks a log that `save_sessions` wrote.
 
@@ -233,13 +238,15 @@ def load_sessions(
 
   Args:
     path: an `.npz` file.
+    expected_digest: what `save_sessions` returned for the file, if it is known.
+      Its rows were valid then and are not looked at once more.
 
   Returns:
     The log as NumPy arrays, and the metadata saved with it.
 
   Raises:
     InputError: the file is missing, of another kind, damaged, of an unknown
-      schema version, lacks or adds a field, or its rows break the schema (see
+      schema version, not the file of `expected_digest`, lacks or adds a field, or its rows break the schema (see
       `validate`). Types, shapes and sizes are refused before memory is taken.
   """
   with open_npz(path, _EXPECTED) as archive:
@@ -258,12 +265,20 @@ def load_sessions(
           f"expected the digest {expected[:64]}, found {found}; the file is"
           " damaged."
         )
+    if expected_digest is not None and (
+      not digested or found != expected_digest
+    ):
+      raise InputError(
+        f"expected the session file of digest {expected_digest}, found another"
+        " one."
+      )
     # Each must keep the checksum that the digest is of.
     flat = {name: archive.read(name) for name in fields}
     for name in later:
       flat[name] = np.full(flat["terminal"].shape, _ADDED[name][1])
     log = _unflatten(flat)
-    validate(log)
+    if expected_digest is None:
+      validate(log)
   return log, metadata
 
 

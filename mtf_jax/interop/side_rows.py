@@ -46,7 +46,7 @@ _FIELDS = {
   "reward": (np.float32, "NG"),
   "feedback": (np.float32, "NE"),
   "bootstrap_only": (np.bool_, "N"),
-  "session_id": (np.int32, "N"),
+  "session_id": ((np.int32, np.int64), "N"),
   "policy_round": (np.int32, "N"),
   "reward_weights": (np.float32, "G"),
 }

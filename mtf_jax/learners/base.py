@@ -78,6 +78,20 @@ def normalization_from(
   """
   mean = jnp.mean(dataset.observation, axis=0)
   stddev = jnp.std(dataset.observation, axis=0)
+  return normalization_of(mean, stddev, floor)
+
+
+def normalization_of(
+  mean: chex.Array, stddev: chex.Array, floor: float = 1e-6
+) -> Normalization:
+  """What subtracts a mean and divides by a deviation, `[S]` each.
+
+  Args:
+    mean: of the observations.
+    stddev: of the observations.
+    floor: smallest deviation that counts; a feature below it is constant and
+      is only centred.
+  """
   return Normalization(mean, jnp.where(stddev > floor, stddev, 1))
 
 

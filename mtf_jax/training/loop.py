@@ -249,7 +249,7 @@ def _chunks(done: int, num_updates: int, chunk_size: int) -> Iterator[int]:
 def train(
   learner: Learner,
   state: TrainState,
-  dataset: Dataset,
+  dataset: Dataset | Callable[[int], Dataset],
   num_updates: int,
   *,
   batch_size: int,
@@ -265,7 +265,8 @@ def train(
   Args:
     learner: the algorithm.
     state: the run, new or restored; donated.
-    dataset: rows on the device.
+    dataset: rows on the device; or what gives those of the chunk that begins
+      after so many updates, such as `data.stream.ShardPool`.
     num_updates: total number of updates, those already done included.
     batch_size: transitions drawn for each update.
     chunk_size: updates between two looks of the host.
@@ -284,10 +285,11 @@ def train(
     ValueError: the state has done more than `num_updates` updates.
   """
   for size in _chunks(int(state.step), num_updates, chunk_size):
+    rows = dataset(int(state.step)) if callable(dataset) else dataset
     state, metrics = update_chunk(
       learner,
       state,
-      dataset,
+      rows,
       batch_size=batch_size,
       num_updates=size,
       mesh=mesh,

@@ -32,6 +32,18 @@ def num_threads() -> int:
   return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
 
 
+def device_bytes() -> int:
+  """Memory of the default device, bytes: what JAX may use, else the host's.
+
+  It is the same whatever else runs, so that a run that goes on divides it as
+  before.
+  """
+  stats = jax.devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def describe(mesh: Mesh | None = None) -> dict[str, Any]:
   """Versions, kind of device and threads of this process, as JSON has them.
 

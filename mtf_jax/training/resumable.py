@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
+from mtf_jax import folder_lock
 from mtf_jax.data.strata import Dataset, stratify
+from mtf_jax.data.stream import ShardPool
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
 from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.distributed import processes
 from mtf_jax.io import InputError, require_file
-from mtf_jax.learners.base import Learner, normalization_from
-from mtf_jax.training import folder_lock, loop, machine
+from mtf_jax.learners.base import Learner, Normalization, normalization_from
+from mtf_jax.training import loop, machine
 from mtf_jax.training.checkpoints import (
   OWN_KEYS,
   CheckpointError,
@@ -35,9 +37,15 @@ from mtf_jax.training.metrics import (
   summarize,
 )
 
+# Shards that have left the pool of a streamed log.
+_POSITION = "stream_position"
+
 
 def initial_state(
-  config: TrainConfig, learner: Learner, dataset: TransitionDataset
+  config: TrainConfig,
+  learner: Learner,
+  dataset: TransitionDataset,
+  normalization: Normalization | None = None,
 ) -> loop.TrainState:
   """The run that a configuration describes, before its first update.
 
@@ -45,7 +53,8 @@ def initial_state(
     config: its `seed` and `hyperparams` count here.
     learner: of `make_learner(config, dataset)`.
     dataset: rows on the device. One of them is the example of shapes that the
-      learner is set up with, all of them decide the normalisation.
+      learner is set up with.
+    normalization: of the observations; that of the dataset if omitted.
 
   Returns:
     The state at step 0.
@@ -64,7 +73,7 @@ def initial_state(
     network_key,
     jax.tree.map(lambda leaf: leaf[0], example),
     hyperparams_of(config.learner)(**hyperparams),
-    normalization_from(dataset),
+    normalization_from(dataset) if normalization is None else normalization,
   )
   return loop.start(batch_key, learner_state)
 
@@ -83,7 +92,7 @@ def _check_same_run(
   before = {**TrainConfig().to_json(), **config, **found}
   now = {**expected["config"], **expected}
   # A run may be made longer, and go on elsewhere.
-  apart = {"config", "num_updates", "machines", *OWN_KEYS}
+  apart = {"config", "num_updates", "machines", _POSITION, *OWN_KEYS}
   for name in {**now, **before}:
     if name not in apart and before.get(name) != now.get(name):
       raise CheckpointError(
@@ -100,6 +109,8 @@ def train_in_folder(
   *,
   keep: int = 3,
   mesh: Mesh | None = None,
+  normalization: Normalization | None = None,
+  stream: ShardPool | None = None,
 ) -> loop.TrainState:
   """Trains until `config.num_updates` updates are done in all.
 
@@ -120,6 +131,9 @@ def train_in_folder(
     mesh: devices to train on, of all processes; one device if omitted. It may be
       another one when the run goes on. The first process alone reads and writes
       the folder.
+    normalization: of the observations; that of the dataset if omitted.
+    stream: gives the rows to train on where they do not all fit, `dataset`
+      then being an example of them. Its position is in every checkpoint.
 
   Returns:
     The trained state.
@@ -138,12 +152,17 @@ def train_in_folder(
   # First what may be refused: a bad configuration leaves no folder.
   check_keep(keep)
   learner = make_learner(config, dataset)
-  state = initial_state(config, learner, dataset)
-  rows: Dataset = dataset
+  state = initial_state(config, learner, dataset, normalization)
+  rows: Dataset | ShardPool = dataset if stream is None else stream
+  if stream is not None and (mesh is not None or config.num_strata > 1):
+    raise InputError(
+      "mesh, num_strata: expected one device and one stratum for rows that are"
+      " streamed, found more; give a log that fits, or no mesh."
+    )
   if config.num_strata > 1:
     rows = stratify(dataset, config.num_strata)
   if mesh is None:
-    rows = jax.device_put(rows)
+    rows = rows if stream is not None else jax.device_put(rows)
   else:
     mesh_lib.check_fits(
       mesh,
@@ -169,7 +188,7 @@ def _train_along(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  rows: Dataset,
+  rows: Dataset | ShardPool,
   mesh: Mesh | None,
 ) -> loop.TrainState:
   """The part of a process that is not the first: it only computes."""
@@ -195,7 +214,7 @@ def _train_held(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  rows: Dataset,
+  rows: Dataset | ShardPool,
   out_dir: pathlib.Path,
   record: Mapping[str, Any],
   keep: int,
@@ -211,9 +230,10 @@ def _train_held(
       _refuse_rows(out_dir / "metrics.jsonl")
       _say(f"No checkpoint in {out_dir}: starting at update 0.")
       record = {**record, "machines": machine.went_on([], 0, mesh)}
-      checkpoints.save(0, state, record)
+      checkpoints.save(0, state, _at(record, rows, 0))
     else:
       state, found = restored
+      _check_position(found, rows, int(state.step))
       _say(f"Going on from update {state.step}.")
       # Versions before 3 did not record it.
       machines = machine.went_on(
@@ -227,11 +247,37 @@ def _train_held(
   except loop.NonFiniteError as error:
     last_good = processes.whole(error.state)
     if error.step not in checkpoints.steps():
-      checkpoints.save(error.step, last_good, record)
+      checkpoints.save(error.step, last_good, _at(record, rows, error.step))
     logging.error("%s The state before it is saved.", error)
     raise
   finally:
     checkpoints.close()
+
+
+def _at(
+  record: Mapping[str, Any],
+  dataset: Dataset | ShardPool,
+  step: int,
+) -> dict[str, Any]:
+  """A checkpoint's record, with the state of the iterator if there is one."""
+  if isinstance(dataset, ShardPool):
+    return {**record, _POSITION: dataset.position(step)}
+  return dict(record)
+
+
+def _check_position(
+  found: Mapping[str, Any],
+  dataset: Dataset | ShardPool,
+  step: int,
+) -> None:
+  """Refuses to go on where the rows would be others than before."""
+  if isinstance(dataset, ShardPool):
+    there, here = found[_POSITION], dataset.position(step)
+    if there != here:
+      raise CheckpointError(
+        f"{_POSITION}: expected {there!r} as in the checkpoint of the folder,"
+        f" found {here} at update {step}; another version wrote it."
+      )
 
 
 def _refuse_rows(path: pathlib.Path) -> None:
@@ -247,7 +293,7 @@ def _train(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  rows: Dataset,
+  rows: Dataset | ShardPool,
   out_dir: pathlib.Path,
   checkpoints: Checkpoints,
   record: Mapping[str, Any],
@@ -268,7 +314,7 @@ def _train(
       {"step": step, "time": time.time(), "updates_per_s": rate, **row}
     )
     if _is_due(config, step):
-      checkpoints.save(step, processes.whole(state), record)
+      checkpoints.save(step, processes.whole(state), _at(record, rows, step))
 
   return _train_on(config, learner, state, rows, mesh, on_chunk)
 
@@ -277,7 +323,7 @@ def _train_on(
   config: TrainConfig,
   learner: Learner,
   state: loop.TrainState,
-  rows: Dataset,
+  rows: Dataset | ShardPool,
   mesh: Mesh | None,
   on_chunk: Callable[[loop.TrainState, Any], None],
 ) -> loop.TrainState:

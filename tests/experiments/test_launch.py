@@ -19,24 +19,31 @@ _NEEDS = {
   "experiments.export_policy": ["--run=folder", "--out_dir=new"],
   "experiments.fit_constants": ["--log_dir=folder"],
   "experiments.fit_world": ["--log_dir=folder"],
+  "experiments.import_log": ["--schema=text", "--input=table.csv"],
   "experiments.log_gauc": ["--log_dir=folder", "--world=text", "--run=folder"],
   "experiments.plot_exploration": [],
   "experiments.progressive": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
+  "benchmarks.catalogue": [],
+  "benchmarks.containers": [],
   "benchmarks.critic_rows": [],
   "benchmarks.global_weights": [],
   "benchmarks.interop": [],
   "benchmarks.kernels": [],
   "benchmarks.learner": [],
+  "benchmarks.platform_log": [],
   "benchmarks.progressive_memory": [],
   "benchmarks.rivals": [],
   "benchmarks.scaling": [],
+  "benchmarks.scale": ["--input=folder", "--schema=text"],
   "benchmarks.serving": [],
+  "benchmarks.streaming": [],
   "benchmarks.world": [],
 }
 _IN_FILE = {
   "experiments.audit_world": "world",
   "experiments.collect": "world",
+  "experiments.import_log": "schema",
   "experiments.log_gauc": "world",
   "experiments.progressive": "world",
   "experiments.train": "dataset",
@@ -47,11 +54,13 @@ _IN_DIR = {
   "experiments.fit_constants": "log_dir",
   "experiments.fit_world": "log_dir",
   "experiments.log_gauc": "run",
+  "experiments.train": "log",
 }
 _OUT_DIR = (
   *("experiments.audit_world", "experiments.export_policy"),
   *("experiments.fit_constants", "experiments.progressive"),
-  "experiments.train",
+  *("experiments.import_log", "experiments.train"),
+  *("benchmarks.platform_log", "benchmarks.scale"),
 )
 _OUT_FILE = {
   "experiments.collect": "out",
@@ -121,6 +130,9 @@ def _cases():
     ("experiments.fit_world", "--pool_size=0", "0 is not a positive integer"),
     ("experiments.fit_world", "--pool_size=96", "a power of two, found 96"),
     ("experiments.fit_world", "--slate_size=51", "51 to 512, found 50"),
+    ("experiments.import_log", "--input=none", "none: expected a file of a lo"),
+    ("experiments.import_log", "--input=log.npz", "a name ending in .parquet"),
+    ("experiments.import_log", "--rows_per_shard=0", "0 is not a positive in"),
     ("experiments.plot_exploration", "--out=a.gif", "a name ending in .png or"),
     ("experiments.plot_exploration", "--sharpness=nan", "a positive finite"),
     ("experiments.progressive", "--seeds=1,1", "--seeds: expected different"),
@@ -140,6 +152,8 @@ def _cases():
       "--num_strata=7",
       "num_strata: expected a divisor of",
     ),
+    ("experiments.train", "--log=folder", "Exactly one of (dataset, log)"),
+    ("experiments.train", "--device_gib=-1", "-1.0 is not a non-negative"),
     ("experiments.train", "--keep=0", "--keep=0: 0 is not a positive integer"),
     ("experiments.train", "--keep=-1", "--keep=-1: -1 is not a positive"),
     ("experiments.train", "--learner=x", "integrated_rl|bc"),
@@ -229,6 +243,7 @@ def outcomes(tmp_path_factory):
   for folder in ("folder", "folder.png"):
     (cwd / folder).mkdir()
   (cwd / "text").write_text("no such thing")
+  (cwd / "table.csv").write_text("a\n1\n")
   (cwd / "dangling").symlink_to("nowhere")
   session_log.save_sessions(cwd / "log.npz", random_log(), {"world": "w1"})
   for name, (body, argument, _, _) in _PROGRAMS.items():

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,16 +11,18 @@ import pytest
 
 from mtf_jax.data import session_log
 from tests.session_logs import random_log
+from tests.sharded_logs import parts_of, write_log
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def command(dataset, out_dir, *flags):
+  kind = "log" if dataset.is_dir() else "dataset"
   return [
     sys.executable,
     "-m",
     "experiments.train",
-    f"--dataset={dataset}",
+    f"--{kind}={dataset}",
     f"--out_dir={out_dir}",
     "--preset=smoke",
     *flags,
@@ -44,7 +47,7 @@ def run(dataset, *args, **environment):
 def stop(dataset, out_dir, long, number, *, after_rows):
   """Starts a run and sends it a signal once it has written so many rows."""
   process = subprocess.Popen(
-    command(dataset, out_dir, long),
+    command(dataset, out_dir, *long),
     cwd=_ROOT,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
@@ -73,9 +76,25 @@ def dataset(tmp_path_factory):
   return path
 
 
-def test_stopped_and_resumed_ends_in_the_same_bits(dataset, tmp_path):
-  long = "--num_updates=1200"
-  whole = run(dataset, tmp_path / "whole", long)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("data") / "log"
+  write_log(path, parts_of(6))
+  return path
+
+
+# A pool of three of its six shards: 5 of 40 rows of 89 bytes.
+STREAMED = "--device_gib=1.66e-5"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_stopped_and_resumed_ends_in_the_same_bits(
+  dataset, folder, tmp_path, streamed
+):
+  long = ["--num_updates=1200"]
+  if streamed:
+    dataset, long = folder, [*long, STREAMED]
+  whole = run(dataset, tmp_path / "whole", *long)
   assert whole.returncode == 0, whole.stderr
   result = json.loads(whole.stdout)
   assert result["step"] == 1200
@@ -85,12 +104,11 @@ def test_stopped_and_resumed_ends_in_the_same_bits(dataset, tmp_path):
   assert status == -signal.SIGKILL
   status, said = stop(dataset, stopped, long, signal.SIGINT, after_rows=15)
   assert status == 130
-  assert [line for line in said.splitlines() if line[0] != "W"][1:] == [
-    "Interrupted; to go on: python -m experiments.train"
-    f" --dataset={dataset} --out_dir={stopped} --preset=smoke {long}"
-  ]
+  (same,) = [x for x in said.splitlines() if x.startswith("Interrupted")]
+  again = shlex.join(command(dataset, stopped, *long)[1:])
+  assert same == f"Interrupted; to go on: python {again}"
 
-  resumed = run(dataset, stopped, long)
+  resumed = run(dataset, stopped, *long)
   assert resumed.returncode == 0, resumed.stderr
   assert "Going on from update" in resumed.stderr
   assert json.loads(resumed.stdout) == result
@@ -104,6 +122,27 @@ def test_stopped_and_resumed_ends_in_the_same_bits(dataset, tmp_path):
     ]
 
   assert rows("stopped") == rows("whole")
+
+
+def test_a_streamed_run_is_not_gone_on_with_another_pool(folder, tmp_path):
+  out = tmp_path / "run"
+  few = ["--num_updates=20"]
+  done = run(folder, out, *few, STREAMED, **QUICK_TO_COMPILE)
+  assert done.returncode == 0, done.stderr
+  assert "Streaming 240 rows: 3 of 6 shards" in done.stderr
+  record = json.loads(next(out.rglob("20/record/*")).read_text())
+  assert record["stream"] == {
+    "shards": 3,
+    "batch_size": 64,
+    "chunk_size": 20,
+    "seed": 0,
+  }
+  # 20 x 64 draws from 40 transitions a shard, but no more than the pool.
+  assert record["stream_position"] == 3
+  other = run(folder, out, *few, **QUICK_TO_COMPILE)
+  assert other.returncode == 2
+  assert "stream: expected {'shards': 3," in other.stderr
+  assert other.stderr.count("\n") == 1
 
 
 def test_flags_reach_the_run(dataset, tmp_path):

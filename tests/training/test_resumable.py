@@ -10,9 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mtf_jax import folder_lock
 from mtf_jax.data import session_log, transitions
 from mtf_jax.io import InputError
-from mtf_jax.training import folder_lock, machine
+from mtf_jax.training import machine
 from mtf_jax.training.checkpoints import CheckpointError, digest
 from mtf_jax.training.config import PRESETS
 from mtf_jax.training.metrics import Progress

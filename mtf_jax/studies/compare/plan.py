@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from mtf_jax import folder_lock
 from mtf_jax.io import write_json, write_text
 from mtf_jax.studies.compare.config import (
   DATA,
@@ -23,7 +24,6 @@ from mtf_jax.studies.compare.methods import METHODS, VERSIONS
 from mtf_jax.studies.progressive import records
 from mtf_jax.studies.progressive.config import check_seeds
 from mtf_jax.studies.progressive.records import RunDirError
-from mtf_jax.training import folder_lock
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 
 _PLAN = "the description of a comparison (run.json)"

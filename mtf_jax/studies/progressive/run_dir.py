@@ -13,12 +13,12 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from mtf_jax import folder_lock
 from mtf_jax.io import write_json, write_text
 from mtf_jax.studies.progressive import records
 from mtf_jax.studies.progressive.group_dir import GroupDir
 from mtf_jax.studies.progressive.plan import Plan
 from mtf_jax.studies.progressive.records import RunDirError
-from mtf_jax.training import folder_lock
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 
 _PLAN = "the description of a progressive run (run.json)"

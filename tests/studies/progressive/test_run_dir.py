@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from mtf_jax import folder_lock
 from mtf_jax.io import InputError
 from mtf_jax.studies.progressive import records, study
 from mtf_jax.studies.progressive.config import PRESETS, ProgressiveConfig
 from mtf_jax.studies.progressive.experiment import assemble
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir, RunDirError
-from mtf_jax.training import folder_lock
 from tests.tiny_run import TINY
 
 PLAN = Plan(

@@ -1,4 +1,4 @@
-"""CSV files of a KuaiRand folder: found, streamed, and refused by name.
+"""CSV files: found, streamed, and refused by name.
 
 Every refusal of a file's content passes `refuse` and so names the file; where
 there is one, also the row (counted from 1 after the header) and the column.
@@ -110,9 +110,12 @@ def _open(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def _header(
-  path: pathlib.Path, stream: BinaryIO, columns: Sequence[str]
-) -> list[str]:
-  """Names of the file's columns; refuses what is no CSV file with `columns`."""
+  path: pathlib.Path, stream: BinaryIO, columns: Sequence[str], delimiters: str
+) -> tuple[list[str], str]:
+  """Names of the file's columns, and what is between them.
+
+  Refuses what is no CSV file with `columns`.
+  """
   line = stream.readline(_HEADER_BYTES)
   kind = kind_of(line[:_HEAD_BYTES])
   if not kind.startswith("text"):
@@ -127,13 +130,14 @@ def _header(
   try:
     # Excel begins a file with a byte order mark.
     text = line.decode("utf-8-sig")
-    names = next(csv.reader([text], strict=True))
+    delimiter = next((d for d in delimiters if d in text), delimiters[0])
+    names = next(csv.reader([text], delimiter=delimiter, strict=True))
   except (UnicodeDecodeError, csv.Error) as error:
     refuse(path, place, f"expected a line of CSV text in UTF-8, found {error}.")
   missing = [column for column in columns if column not in names]
   if missing:
-    for delimiter, plural in _DELIMITERS.items():
-      if delimiter in text and len(names) == 1:
+    for other, plural in _DELIMITERS.items():
+      if other in text and len(names) == 1:
         refuse(path, place, f"expected commas between columns, found {plural}.")
     plural = "s" if len(missing) > 1 else ""
     refuse(
@@ -145,7 +149,7 @@ def _header(
   for column in names:
     if names.count(column) > 1:
       refuse(path, place, f"column {column}: expected once, found twice.")
-  return names
+  return names, delimiter
 
 
 class _Watched(io.RawIOBase):
@@ -191,10 +195,30 @@ def _num_filled_lines(path: pathlib.Path) -> int:
     return sum(1 for line in stream if line.strip(b"\r\n"))
 
 
+def column_names(path: pathlib.Path, delimiters: str = ",") -> list[str]:
+  """Names of a file's columns.
+
+  Args:
+    path: the file, gzipped if its name ends so.
+    delimiters: what may be between columns; the first that the header has is.
+
+  Raises:
+    InputError: no readable CSV file.
+  """
+  try:
+    with _open(path) as stream:
+      return _header(path, stream, (), delimiters)[0]
+  except (EOFError, OSError, zlib.error) as error:
+    refuse(path, "row 0 (header): ", f"cut short or corrupt ({error}).")
+
+
 def batches(
-  path: pathlib.Path, columns: Sequence[str], block_bytes: int
+  path: pathlib.Path,
+  columns: Sequence[str],
+  block_bytes: int,
+  delimiters: str = ",",
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-  """Streams a CSV file: UTF-8, commas, a header, a row a line.
+  """Streams a CSV file: UTF-8, a header, a row a line.
 
   A byte order mark, quotes (of the header too), line ends of LF or CRLF and
   empty lines are taken as such. Values may not span lines: a quote left open
@@ -204,6 +228,7 @@ def batches(
     path: the file, gzipped if its name ends so.
     columns: those to read, as strings.
     block_bytes: bytes parsed at a time.
+    delimiters: what may be between columns; the first that the header has is.
 
   Yields:
     (rows before the batch, the batch).
@@ -216,13 +241,14 @@ def batches(
   rows = 0
   try:
     with _open(path) as stream:
-      names = _header(path, stream, columns)
+      names, delimiter = _header(path, stream, columns, delimiters)
       watched = _Watched(stream)
       reader = pa_csv.open_csv(
         watched,
         read_options=pa_csv.ReadOptions(
           column_names=names, block_size=block_bytes, use_threads=False
         ),
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter),
         convert_options=pa_csv.ConvertOptions(
           column_types=dict.fromkeys(columns, pa.string()),
           include_columns=list(columns),

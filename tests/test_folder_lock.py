@@ -11,12 +11,12 @@ import sys
 
 import pytest
 
+from mtf_jax import folder_lock
 from mtf_jax.io import InputError
-from mtf_jax.training import folder_lock
 
 HOLDER = """
 import sys
-from mtf_jax.training import folder_lock
+from mtf_jax import folder_lock
 with folder_lock.hold(sys.argv[1]):
   print("held", flush=True)
   sys.stdin.read()
@@ -27,7 +27,7 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_taken(tmp_path):
   folder = tmp_path / "run"
   with subprocess.Popen(
     [sys.executable, "-c", HOLDER, folder],
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=pathlib.Path(__file__).parents[1],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
   ) as process:

@@ -30,7 +30,7 @@ from mtf_jax.io import InputError
 FILE_NAME = ".lock"
 
 # As `io.replacing` calls what it has not yet put in its place.
-_UNFINISHED = re.compile(r"\..+\.(json|jsonl|md|html)\.[0-9]+")
+_UNFINISHED = re.compile(r"\..+\.(json|jsonl|md|html|npz|records|keys)\.[0-9]+")
 
 # What a file system without locks answers.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
