@@ -153,25 +153,7 @@ def train_in_folder(
   check_keep(keep)
   learner = make_learner(config, dataset)
   state = initial_state(config, learner, dataset, normalization)
-  rows: Dataset | ShardPool = dataset if stream is None else stream
-  if stream is not None and (mesh is not None or config.num_strata > 1):
-    raise InputError(
-      "mesh, num_strata: expected one device and one stratum for rows that are"
-      " streamed, found more; give a log that fits, or no mesh."
-    )
-  if config.num_strata > 1:
-    rows = stratify(dataset, config.num_strata)
-  if mesh is None:
-    rows = rows if stream is not None else jax.device_put(rows)
-  else:
-    mesh_lib.check_fits(
-      mesh,
-      batch_size=config.batch_size,
-      critic_updates=config.critic_updates,
-      num_strata=config.num_strata,
-    )
-    mesh_lib.state_shardings(mesh, state)
-    rows = mesh_lib.put_dataset(mesh, rows)
+  rows = _rows(config, dataset, stream, mesh, state)
   loop.check_finite(state)
   record = {"config": config.to_json(), **data_record}
   record = json.loads(json.dumps(record))  # As a checkpoint has it.
@@ -208,6 +190,36 @@ def _train_along(
 
 def _is_due(config: TrainConfig, step: int) -> bool:
   return step % config.checkpoint_every == 0 or step == config.num_updates
+
+
+def _rows(
+  config: TrainConfig,
+  dataset: TransitionDataset,
+  stream: ShardPool | None,
+  mesh: Mesh | None,
+  state: loop.TrainState,
+) -> Dataset | ShardPool:
+  """What the loop draws from, where it is to live."""
+  if stream is not None:
+    if mesh is not None or config.num_strata > 1:
+      raise InputError(
+        "mesh, num_strata: expected one device and one stratum for rows that are"
+        " streamed, found more; give a log that fits, or no mesh."
+      )
+    return stream
+  rows: Dataset = dataset
+  if config.num_strata > 1:
+    rows = stratify(dataset, config.num_strata)
+  if mesh is None:
+    return jax.device_put(rows)
+  mesh_lib.check_fits(
+    mesh,
+    batch_size=config.batch_size,
+    critic_updates=config.critic_updates,
+    num_strata=config.num_strata,
+  )
+  mesh_lib.state_shardings(mesh, state)
+  return mesh_lib.put_dataset(mesh, rows)
 
 
 def _train_held(
