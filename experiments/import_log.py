@@ -122,11 +122,15 @@ def main() -> None:
     print(f"Warning: {warning}", file=sys.stderr)
   for name, count in report.counts.items():
     print(f"{name}: {count}")
-  seconds = time.monotonic() - start
-  rate = report.counts["rows read"] / max(seconds, 1e-9)
+  seconds, rows = time.monotonic() - start, report.counts["rows read"]
   done = f"written to {report.folder}" if report.folder else "nothing written"
-  print(f"{seconds:.1f} s, {rate:,.0f} rows/s, {done}")
+  # A resumed import has not read all rows itself.
+  speed_of_all = "" if _RESUME.value else f" {rows / seconds:,.0f} rows/s,"
+  print(f"{seconds:.1f} s,{speed_of_all} {done}")
 
 
 if __name__ == "__main__":
-  launch.run(main, resume=lambda: () if _RESUME.value else ("--resume",))
+  launch.run(
+    main,
+    resume=lambda: () if _RESUME.value or _DRY_RUN.value else ("--resume",),
+  )

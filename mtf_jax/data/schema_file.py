@@ -140,6 +140,10 @@ def _session(table: Table) -> Session:
 
 
 def _order(table: Table) -> Order:
+  by_step = table.text("kind", ("step", "time"), keep=True) == "step"
+  # What would not be read is refused.
+  for key in ("unit", "time_zone") if by_step else ("first",):
+    table.refuse_key(key, f'where kind = "{"step" if by_step else "time"}"')
   found = Order(
     column=table.text("column"),
     kind=table.text("kind", ("step", "time")),
@@ -174,6 +178,11 @@ def _observation(tables: Any) -> tuple[Feature, ...]:
       or not all(isinstance(value, str) for value in vocabulary)
     ):
       raise table.refusal("values", "a list of texts", vocabulary)
+    if vocabulary is not None or table.has("buckets"):
+      for key in ("low", "high", "missing"):
+        table.refuse_key(key, "beside values or buckets")
+    if vocabulary is None:
+      table.refuse_key("unknown", "without values")
     low, high = table.number("low"), table.number("high")
     feature = Feature(
       column=column,

@@ -34,9 +34,23 @@ class Table:
       f"[{self._name}] {key}: expected {expected}, found {what}."
     )
 
-  def text(self, key: str, allowed: Sequence[str] = ()) -> str:
-    """A text, one of `allowed` if there are any."""
+  def has(self, key: str) -> bool:
+    """Whether something stands there that nobody has taken."""
+    return key in self._values
+
+  def refuse_key(self, key: str, where: str) -> None:
+    """Refuses what means nothing `where` it stands."""
+    if key in self._values:
+      raise self.refusal(key, f"none {where}", self._values[key])
+
+  def text(
+    self, key: str, allowed: Sequence[str] = (), *, keep: bool = False
+  ) -> str:
+    """A text, one of `allowed` if there are any; `keep` lets it stand."""
+    there = self._values.get(key)
     value = self.optional_text(key, allowed)
+    if keep:
+      self._values[key] = there
     if value is None:
       raise self.refusal(key, one_of(allowed, "a text"), None)
     return value

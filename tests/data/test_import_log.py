@@ -555,6 +555,22 @@ _SCHEMAS = {
     ('exit = "left"', ""),
     "[end] exit: expected the column that is tru",
   ),
+  "unit of steps": (
+    ('kind = "time"', 'kind = "step"'),
+    "[order] unit: expected none where kind = \"step\", found 'ms'",
+  ),
+  "first of times": (
+    ('unit = "ms"', 'unit = "ms"\nfirst = 1'),
+    '[order] first: expected none where kind = "time", found 1',
+  ),
+  "bounds of a category": (
+    ('["cn", "us"]', '["cn", "us"]\nlow = 0'),
+    "low: expected none beside values or buckets, found 0",
+  ),
+  "unknown of a number": (
+    ("high = 10", 'high = 10\nunknown = "zeros"'),
+    "unknown: expected none without values, found 'zeros'",
+  ),
   "gap by step": (
     ('kind = "time"\nunit = "ms"', 'kind = "step"'),
     "gap_minutes: expected an order by time, found one by step",

@@ -38,6 +38,7 @@ from mtf_jax import io
 from tests.robustness.checkpoint_folders import CheckpointFolders
 from tests.robustness.kinds import Files, Kind
 from tests.robustness.kuairand_folders import KuaiRand
+from tests.robustness.log_folders import LogFolders
 from tests.robustness.metrics_files import Metrics
 from tests.robustness.run_folders import Runs
 from tests.robustness.session_files import Sessions
@@ -50,6 +51,7 @@ KINDS: tuple[type, ...] = (
   Runs,
   Metrics,
   CheckpointFolders,
+  LogFolders,
 )
 VERDICTS = ("refused", "harmless", "accepted though different", "traceback")
 _DEFECTS = VERDICTS[2:]

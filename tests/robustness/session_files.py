@@ -120,7 +120,7 @@ class Sessions(ReadOnly):
   """Session files: what `load_sessions` gives."""
 
   name = "sessions"
-  share = 47
+  share = 42
 
   def __init__(self, folder: pathlib.Path):
     """Writes one log in all versions."""
