@@ -260,6 +260,18 @@ def test_wrong_shapes_are_refused(policy):
   ):
     with pytest.raises(InputError, match=message):
       policy.serve(**{**good, name: value})
+  with pytest.raises(InputError, match=r"no axis empty, found .*\(0, 3\)"):
+    policy.act(good["observation"][:0])
+  good["observation"][1, 2] = np.inf
+  with pytest.raises(InputError, match="found mood = inf in request 1"):
+    policy.act(good["observation"])
+
+
+def test_an_empty_batch_is_refused_by_jax_alone_too(policy):
+  empty = [value[:0] for value in _requests(2, 8).values()]
+  for program, args in zip(policy.programs, (empty[:1], empty), strict=True):
+    with pytest.raises(ValueError, match="value >= 1 for dimension variable"):
+      program(*args)
 
 
 def test_nothing_is_overwritten_or_left(folder, served, tmp_path, monkeypatch):
