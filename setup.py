@@ -16,13 +16,16 @@ _TEST = [
   "grain>=0.2.12",
   "gymnasium>=1.1",
   "hypothesis>=6.100",
+  "ipykernel>=6.29",
   "matplotlib>=3.9",
   "minari[hdf5]>=0.5.4",
+  "nbclient>=0.10",
   "pyarrow>=18",
   "pytest>=8",
   # Compilation, most of the tests' time, uses one core a process.
   "pytest-xdist>=3.6",
   "scipy>=1.13",
+  "tensorboardX>=2.6.2.2",
 ]
 
 setuptools.setup(
@@ -68,6 +71,8 @@ setuptools.setup(
     # jax.export writes and reads programs with it.
     "serving": ["flatbuffers>=24"],
     "plots": ["matplotlib>=3.9"],
+    # Metrics as TensorBoard reads them; the writer alone, without its server.
+    "tensorboard": ["tensorboardX>=2.6.2.2"],
     "test": _TEST,
     "dev": [
       *_TEST,

@@ -4,14 +4,17 @@
   python -m benchmarks.serving --json_out=benchmarks/results/serving.json
 
 `act` is observation to fusion weights, `serve` a whole request: exploring,
-fusing and ranking its candidates. `exported` is the program of a policy folder,
-called by JAX alone; `checked` the same through `LoadedPolicy`, which looks at
-every value of a request first; `numpy` what one would write without JAX.
+fusing and ranking its candidates. `in_process` is the policy under `jax.jit`;
+`exported` the program of a policy folder, called by JAX alone; `ahead` the same
+compiled ahead of time for the size; `checked` that through `LoadedPolicy.prepare`,
+which looks at every value of a request first; `numpy` what one would write
+without JAX. `floor` is a call of an equally wide program that computes nothing:
+what JAX takes to get there and back.
 """
 
 import itertools
+import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,14 +46,35 @@ _CALLS = flags.DEFINE_integer(
 )
 _SECONDS = 2.0  # Of timing, at most, for one figure; 20 calls at least.
 _NUM_FEATURES, _HIDDEN = 64, 256
+# A server's first seconds; memory is the most that it ever held, in MB.
 _COLD = """
 import json, sys, time
-start = time.perf_counter()
 import numpy as np
+
+def memory():
+  # getrusage would count what the process was forked from.
+  with open("/proc/self/status") as status:
+    (peak,) = (line for line in status if line.startswith("VmHWM"))
+  return int(peak.split()[1]) / 1024
+
+found = {"numpy_mb": memory()}
+start = time.perf_counter()
 from mtf_jax.serving.load import load_policy
-imported = time.perf_counter()
+found["import_s"] = time.perf_counter() - start
+start = time.perf_counter()
 policy = load_policy(sys.argv[1])
-print(json.dumps([imported - start, time.perf_counter() - imported]))
+found["load_and_self_test_s"] = time.perf_counter() - start
+found["loaded_mb"] = memory()
+args = list(np.load(sys.argv[2]).values())
+if sys.argv[3] == "prepared":
+  start = time.perf_counter()
+  policy.prepare(*args[1].shape[:2])
+  found["prepare_s"] = time.perf_counter() - start
+start = time.perf_counter()
+np.asarray(policy.serve(*args)["slate"])
+found["first_request_s"] = time.perf_counter() - start
+found["served_mb"] = memory()
+print(json.dumps(found))
 """
 
 
@@ -165,24 +189,37 @@ def latency(
   }
 
 
-def _cold_start(folder: str) -> dict[str, float]:
-  """Seconds of a new process until the policy has passed its self-test."""
+def _cold_start(folder: str, how: str) -> dict[str, float]:
+  """A new process until its first request of one, with 200 candidates."""
+  args = f"{folder}/request.npz"
+  np.savez(args, *_requests(1, 200))
   done = subprocess.run(
-    [sys.executable, "-c", _COLD, folder],
+    [sys.executable, "-c", _COLD, f"{folder}/policy", args, how],
     capture_output=True,
     text=True,
     check=True,
   )
-  imported, loaded = (
-    float(x) for x in done.stdout.strip().strip("[]").split(",")
-  )
-  return {"import_s": imported, "load_and_self_test_s": loaded}
+  return json.loads(done.stdout)
+
+
+def _floor(outputs: Any) -> Callable:
+  """A program whose outputs are as `outputs` and hang on nothing computed."""
+
+  def zeros(*args):
+    # Of the arguments, which are passed otherwise not at all.
+    zero = sum(jnp.ravel(arg)[0].astype(jnp.float32) * 0 for arg in args)
+    return jax.tree.map(
+      lambda leaf: jnp.broadcast_to(zero, leaf.shape).astype(leaf.dtype),
+      outputs,
+    )
+
+  return jax.jit(zeros)
 
 
 def measure(
   batches: list[int], candidates: list[int], calls: int
 ) -> dict[str, Any]:
-  """Latencies of both functions at all sizes, cold start and memory.
+  """Latencies of both functions at all sizes, cold starts and memory.
 
   Args:
     batches: batch sizes.
@@ -201,22 +238,26 @@ def measure(
   with tempfile.TemporaryDirectory() as folder:
     path = f"{folder}/policy"
     export_policy(path, served, features)
-    cold = _cold_start(path)
+    cold = {how: _cold_start(folder, how) for how in ("plain", "prepared")}
     policy = load_policy(path)
   inside = [jax.jit(function) for function in served_functions(served)]
   plain = _numpy_functions(params)
   rows = []
   for number, name in enumerate(("act", "serve")):
-    functions = {
-      "in_process": inside[number],
-      "exported": policy.programs[number],
-      "checked": getattr(policy, name),
-      "numpy": plain[number],
-    }
+    program = policy.programs[number]
     for count in candidates if name == "serve" else [0]:
       for batch in batches:
         args = _requests(batch, max(count, 1))
         args = args if name == "serve" else args[:1]
+        policy.prepare(batch, count or _SLATE)
+        functions = {
+          "floor": _floor(jax.eval_shape(program, *args)),
+          "in_process": inside[number],
+          "exported": program,
+          "ahead": program.lower(*args).compile(),
+          "checked": getattr(policy, name),
+          "numpy": plain[number],
+        }
         for kind, found in latency(functions, args, calls).items():
           rows.append(
             {
@@ -227,8 +268,7 @@ def measure(
               **found,
             }
           )
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  return {"rows": rows, "cold_start": cold, "peak_mb": peak}
+  return {"rows": rows, "cold_start": cold}
 
 
 def main() -> None:
@@ -257,7 +297,9 @@ def main() -> None:
       ],
     )
   )
-  print(result["cold_start"], f"peak {result['peak_mb']:.0f} MB")
+  for how, found in result["cold_start"].items():
+    shown = (f"{name} {value:.3g}" for name, value in found.items())
+    print(f"{how}: {', '.join(shown)}")
   if harness.JSON_OUT.value:
     harness.write_json(harness.JSON_OUT.value, result)
 

@@ -55,7 +55,7 @@ def test_serving_is_measured_beside_the_same_policy_in_numpy():
   found = jax.vmap(serving._actor, (None, 0, None))(params, observation, None)
   np.testing.assert_allclose(act(observation)[0], found, atol=1e-5)
   result = serving.measure([2], [8], 20)
-  kinds = ["in_process", "exported", "checked", "numpy"]
+  kinds = ["floor", "in_process", "exported", "ahead", "checked", "numpy"]
   assert [(row["function"], row["kind"]) for row in result["rows"]] == [
     *(("act", kind) for kind in kinds),
     *(("serve", kind) for kind in kinds),
@@ -63,7 +63,10 @@ def test_serving_is_measured_beside_the_same_policy_in_numpy():
   for row in result["rows"]:
     assert 0 < row["p50_us"] <= row["p95_us"] <= row["p99_us"]
     assert row["requests_per_s"] == pytest.approx(2e6 / row["p50_us"])
-  assert result["cold_start"]["load_and_self_test_s"] > 0
+  for found in result["cold_start"].values():
+    assert found["load_and_self_test_s"] > 0
+    assert found["numpy_mb"] < found["loaded_mb"] <= found["served_mb"]
+  assert result["cold_start"]["prepared"]["prepare_s"] > 0
 
 
 def test_speeds_on_paper_follow_from_bytes_and_links():

@@ -37,10 +37,48 @@ class LoadedPolicy:
     requests are known to be well formed.
   """
 
-  def __init__(self, manifest: Manifest, act: Callable, serve: Callable):
+  def __init__(
+    self, manifest: Manifest, act: jax.stages.Wrapped, serve: jax.stages.Wrapped
+  ):
     """Of `load_policy`."""
     self.manifest = manifest
     self.programs = (act, serve)
+    self._prepared: dict[tuple[int, ...], Callable] = {}
+
+  def prepare(self, batch_size: int, num_candidates: int) -> None:
+    """Compiles both programs for requests of one size, before the first comes.
+
+    `act` and `serve` then call them directly: no request waits for the
+    compiler, and none for the look-up of what was compiled. Requests of other
+    sizes are answered as before.
+
+    Args:
+      batch_size: requests of a batch, `B`.
+      num_candidates: candidates of a request, `C`.
+
+    Raises:
+      InputError: an empty batch, or fewer candidates than slate positions.
+    """
+    if batch_size < 1:
+      raise InputError(f"batch_size: expected 1 or more, found {batch_size}.")
+    slate_size = self.manifest.slate_size
+    if num_candidates < slate_size:
+      raise InputError(
+        f"num_candidates: expected {slate_size} or more, a slate, found"
+        f" {num_candidates}."
+      )
+    act, serve = self.programs
+    spec = jax.ShapeDtypeStruct
+    observation = spec((batch_size, len(self.manifest.features)), np.float32)
+    scores = spec(
+      (batch_size, num_candidates, len(self.manifest.tasks)), np.float32
+    )
+    mask = spec(scores.shape[:2], np.bool_)
+    key = spec((batch_size, 2), np.uint32)
+    self._prepared[observation.shape] = act.lower(observation).compile()
+    self._prepared[scores.shape] = serve.lower(
+      observation, scores, mask, key
+    ).compile()
 
   def _observation(self, observation: chex.Array) -> np.ndarray:
     size = len(self.manifest.features)
@@ -67,7 +105,9 @@ class LoadedPolicy:
     Raises:
       InputError: an empty batch, another shape, or a value that is not finite.
     """
-    return self.programs[0](self._observation(observation))
+    observation = self._observation(observation)
+    program = self._prepared.get(observation.shape, self.programs[0])
+    return program(observation)
 
   def serve(
     self,
@@ -120,7 +160,8 @@ class LoadedPolicy:
         f" {self.manifest.tasks[task]} = {scores[row, candidate, task]} of"
         f" candidate {candidate} in request {row}."
       )
-    return self.programs[1](observation, scores, mask, key)
+    program = self._prepared.get(scores.shape, self.programs[1])
+    return program(observation, scores, mask, key)
 
 
 def _floats(

@@ -22,6 +22,8 @@ from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.worlds import rollout
 from tests.session_logs import log_of, observation_only
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _HALF_WIDTH = 0.15
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from mtf_jax import policies
 from mtf_jax.interop import functional
+from mtf_jax.interop.six_results import SixResults
 from mtf_jax.io import InputError
 from mtf_jax.worlds import env
 from mtf_jax.worlds import rollout as rollout_lib
@@ -150,6 +151,35 @@ def test_step_opens_the_next_session_where_one_is_done(small_world):
   opened = jax.jit(env.reset)(reset_key, small_world)
   jax.tree.map(np.testing.assert_array_equal, following, opened)
   np.testing.assert_allclose(after, env.observe(small_world, opened), rtol=1e-6)
+
+
+def test_six_results_are_the_five_with_the_ends_apart(small_world):
+  environment, params = functional.make(small_world, max_requests=2)
+  six = SixResults(environment)
+  keys = jax.random.split(jax.random.key(5), 64)
+  _, state = jax.vmap(six.reset, (0, None))(keys, params)
+  actions = jnp.zeros((64, six.num_actions))
+  ends = []
+  for _ in range(2):
+    args = keys, state, actions, params
+    five = jax.vmap(environment.step, (0, 0, 0, None))(*args)
+    found = jax.vmap(six.step, (0, 0, 0, None))(*args)
+    observation, following, reward, terminated, truncated, info = found
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      (observation, following, reward, terminated | truncated, info),
+      five,
+    )
+    *_, alone, _ = jax.vmap(six.step_env, (0, 0, 0, None))(*args)
+    np.testing.assert_array_equal(alone, terminated)
+    _, after, *_ = jax.vmap(environment.step_env, (0, 0, 0, None))(*args)
+    cut = jax.vmap(six.is_truncated, (0, None))(after, params)
+    np.testing.assert_array_equal(cut, truncated)
+    assert not np.any(terminated & truncated)
+    ends.append((np.asarray(terminated), np.asarray(truncated)))
+    state = following
+  # Some leave, and of those who stay all are cut at the second request.
+  assert ends[0][0].any() and not ends[0][1].any() and ends[1][1].any()
 
 
 def test_a_session_goes_on_for_another_limit_without_compiling(small_world):

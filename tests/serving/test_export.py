@@ -114,6 +114,27 @@ def test_the_exported_policy_answers_as_the_one_inside(
   np.testing.assert_allclose(answer["bias"], weights.bias, rtol=1e-5)
 
 
+def test_a_prepared_size_compiles_nothing_and_answers_the_same(folder, policy):
+  prepared = load_policy(folder)
+  prepared.prepare(2, 9)
+  requests = _requests(2, 9)
+  found = prepared.serve(**requests), prepared.act(requests["observation"])
+  # Neither is of the self-test's size, and no program was traced for them.
+  sizes = [program._cache_size() for program in prepared.programs]
+  assert sizes == [1, 1]
+  expected = policy.serve(**requests), policy.act(requests["observation"])
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  # What is checked is checked there too, and other sizes are served.
+  requests["observation"][1, 0] = np.nan
+  with pytest.raises(InputError, match="found age = nan in request 1"):
+    prepared.serve(**requests)
+  assert prepared.serve(**_requests(1, 4))["slate"].shape == (1, _SLATE)
+  with pytest.raises(InputError, match="batch_size: expected 1 or more, fou"):
+    prepared.prepare(0, 9)
+  with pytest.raises(InputError, match="num_candidates: expected 4 or more"):
+    prepared.prepare(1, 3)
+
+
 def test_the_manifest_says_what_is_needed(folder, served):
   manifest = read_manifest(folder)
   assert manifest.observation_names == _NAMES
@@ -239,6 +260,18 @@ def test_wrong_shapes_are_refused(policy):
   ):
     with pytest.raises(InputError, match=message):
       policy.serve(**{**good, name: value})
+  with pytest.raises(InputError, match=r"no axis empty, found .*\(0, 3\)"):
+    policy.act(good["observation"][:0])
+  good["observation"][1, 2] = np.inf
+  with pytest.raises(InputError, match="found mood = inf in request 1"):
+    policy.act(good["observation"])
+
+
+def test_an_empty_batch_is_refused_by_jax_alone_too(policy):
+  empty = [value[:0] for value in _requests(2, 8).values()]
+  for program, args in zip(policy.programs, (empty[:1], empty), strict=True):
+    with pytest.raises(ValueError, match="value >= 1 for dimension variable"):
+      program(*args)
 
 
 def test_nothing_is_overwritten_or_left(folder, served, tmp_path, monkeypatch):

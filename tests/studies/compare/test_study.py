@@ -21,6 +21,8 @@ from mtf_jax.studies.compare.methods import VERSIONS
 from mtf_jax.studies.compare.plan import CompareDir, Plan
 from tests.small_world import small_world
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _SIZES = dataclasses.replace(
   PRESETS["smoke"].sizes,
   sessions_per_round=64,
