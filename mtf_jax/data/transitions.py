@@ -38,6 +38,7 @@ class Transition(NamedTuple):
     where there is none; or None.
   action_logged_t: bool scalar, whether there is one: not where `discount_t` is
     0, nor where the log was cut and only the observation is known; or None.
+  step_tm1: int32 scalar, requests of the session before this one; or None.
   """
 
   observation_tm1: chex.Array
@@ -51,6 +52,7 @@ class Transition(NamedTuple):
   exploration_held_tm1: chex.Array | None = None
   action_t: chex.Array | None = None
   action_logged_t: chex.Array | None = None
+  step_tm1: chex.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -77,7 +79,7 @@ class Rows(NamedTuple):
 class TransitionDataset(NamedTuple):
   """Rows of a log on the device, ready to be drawn from inside jit.
 
-  observation, action, box, log_prob, exploration_held: the fields of
+  observation, action, box, log_prob, exploration_held, step: the fields of
     `SessionLog`.
   reward, discount, next_row: float32 `[N, G]`, float32 `[N]`, int32 `[N]`:
     `r_t` and `discount_t` of the transition that starts at a row, and the row
@@ -98,6 +100,7 @@ class TransitionDataset(NamedTuple):
   discount: jax.Array
   next_row: jax.Array
   next_is_request: jax.Array
+  step: jax.Array
   start_row: jax.Array
   num_transitions: jax.Array
 
@@ -200,6 +203,7 @@ def dataset_from(
     discount=weight,
     next_row=next_row,
     next_is_request=(weight > 0) & is_request[next_row],
+    step=rows.step,
     start_row=start_row,
     num_transitions=num_transitions,
   )
@@ -344,4 +348,5 @@ def take_transitions(
     exploration_held_tm1=dataset.exploration_held[row],
     action_t=dataset.action[next_row],
     action_logged_t=dataset.next_is_request[row],
+    step_tm1=dataset.step[row],
   )

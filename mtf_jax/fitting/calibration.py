@@ -56,12 +56,12 @@ _CLICK, _LIKE = INDEX["click"], INDEX["like"]
 _FIRST_INTERACTION = BEHAVIOURS.index(INTERACTIONS[0])
 
 NUM_PAIRS = 20_000  # of the log, and random ones, that responses are set on
-_FEW_USERS = 512
+_FEW_USERS = 1024
 
 # Share of a user's own mean in what the user is used to.
 ADAPTATION = 0.8
 _RESPONSE_ROUNDS = 8
-_ROUNDS_OF_FEW, _ROUNDS_OF_ALL, _SATISFACTION_ROUNDS = 5, 5, 3
+_ROUNDS_OF_FEW, _ROUNDS_OF_ALL, _SATISFACTION_ROUNDS = 6, 3, 3
 _REQUESTS = 4  # slates a user sees while candidates are found
 _NOISE_RANGE, _LIKE_RANGE = (0.05, 50.0), (-3.0, 3.0)
 

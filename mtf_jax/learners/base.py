@@ -35,6 +35,9 @@ class Learner(NamedTuple):
     deterministic policy ignores the key.
   value: `(state, observation [S], action [A], box [A]) -> [G]` in units of the
     return, or None for an algorithm that learns no value.
+  fit: `(state, dataset) -> (state, metrics)`, a round in closed form: each
+    transition of a `TransitionDataset` once, in place of updates. None for an
+    algorithm that climbs. `update` then adds a batch to the round.
   """
 
   init: Callable[..., Any]
@@ -42,6 +45,7 @@ class Learner(NamedTuple):
   policy: Callable[[Any], Any]
   act: Callable[[Any, chex.Array, chex.PRNGKey], jax.Array]
   value: Callable[..., jax.Array] | None
+  fit: Callable[[Any, TransitionDataset], tuple[Any, Any]] | None = None
 
 
 class Normalization(NamedTuple):

@@ -12,6 +12,7 @@ from mtf_jax.learners import (
   integrated_rl,
   iql,
   sac_n,
+  slope_regression,
   td3_bc,
 )
 from mtf_jax.learners.base import Learner
@@ -45,6 +46,14 @@ def _bcq(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
   return bcq.bcq(actor, critic, generator, critic_updates=critic_updates)
 
 
+def _slope_regression(
+  actor: Actor, critic: Critic, *, critic_updates: int = 1
+) -> Learner:
+  # No networks, and no updates.
+  del actor, critic, critic_updates
+  return slope_regression.slope_regression()
+
+
 LEARNERS = {
   "integrated_rl": Entry(
     integrated_rl.integrated_rl, integrated_rl.Hyperparams
@@ -56,6 +65,9 @@ LEARNERS = {
   "bcq": Entry(_bcq, bcq.Hyperparams, actor_answers=False),
   "cql": Entry(cql.cql, cql.Hyperparams),
   "sac_n": Entry(sac_n.sac_n, sac_n.Hyperparams),
+  "slope_regression": Entry(
+    _slope_regression, slope_regression.Hyperparams, actor_answers=False
+  ),
   "edac": Entry(
     functools.partial(sac_n.sac_n, diversified=True), sac_n.EDACHyperparams
   ),

@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from mtf_jax.data.strata import Dataset, draw_batch, is_of_each_run
+from mtf_jax.data.transitions import TransitionDataset
 from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.io import InputError
 from mtf_jax.learners.base import Learner
@@ -230,6 +231,50 @@ def first_non_finite(metrics: Any) -> str:
   )
 
 
+@functools.partial(
+  jax.jit, static_argnames=("learner", "many"), donate_argnames="state"
+)
+def _fit(
+  learner: Learner, state: TrainState, dataset: Dataset, *, many: bool
+) -> tuple[TrainState, Any]:
+  """A round in closed form, counted as one update; metrics are `[1]`."""
+
+  def one(state, dataset):
+    learner_state, metrics = learner.fit(state.learner, dataset)
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(metrics)]
+    healthy = state.healthy & jnp.all(jnp.stack(finite))
+    kept = jax.tree.map(
+      lambda new, old: jnp.where(healthy, new, old),
+      learner_state,
+      state.learner,
+    )
+    step = state.step + healthy.astype(jnp.int32)
+    state = state._replace(learner=kept, step=step, healthy=healthy)
+    return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+  if not many:
+    return one(state, dataset)
+  axes = (0, 0 if is_of_each_run(dataset) else None)
+  return jax.vmap(one, in_axes=axes)(state, dataset)
+
+
+def _fit_once(
+  learner: Learner,
+  state: TrainState,
+  dataset: Any,
+  mesh: Mesh | None,
+  *,
+  many: bool,
+) -> tuple[TrainState, Any]:
+  if mesh is not None or not isinstance(dataset, TransitionDataset):
+    raise InputError(
+      "learner: expected rows on one device for an algorithm in closed form,"
+      " found them divided or streamed; leave out mesh and strata, or give a log"
+      " that fits."
+    )
+  return _fit(learner, state, dataset, many=many)
+
+
 def _chunks(done: int, num_updates: int, chunk_size: int) -> Iterator[int]:
   """Sizes of the chunks left; they end at multiples of `chunk_size`.
 
@@ -267,7 +312,8 @@ def train(
     state: the run, new or restored; donated.
     dataset: rows on the device; or what gives those of the chunk that begins
       after so many updates, such as `data.stream.ShardPool`.
-    num_updates: total number of updates, those already done included.
+    num_updates: total number of updates, those already done included. An
+      algorithm in closed form has done all after one.
     batch_size: transitions drawn for each update.
     chunk_size: updates between two looks of the host.
     mesh: where `distributed.mesh` put state and rows; one device if omitted.
@@ -284,16 +330,22 @@ def train(
     NonFiniteStateError: the state after a chunk is not finite.
     ValueError: the state has done more than `num_updates` updates.
   """
+  if learner.fit is not None:
+    # A round is one update, however many are asked for.
+    num_updates = min(num_updates, 1)
   for size in _chunks(int(state.step), num_updates, chunk_size):
-    rows = dataset(int(state.step)) if callable(dataset) else dataset
-    state, metrics = update_chunk(
-      learner,
-      state,
-      rows,
-      batch_size=batch_size,
-      num_updates=size,
-      mesh=mesh,
-    )
+    if learner.fit is not None:
+      state, metrics = _fit_once(learner, state, dataset, mesh, many=False)
+    else:
+      rows = dataset(int(state.step)) if callable(dataset) else dataset
+      state, metrics = update_chunk(
+        learner,
+        state,
+        rows,
+        batch_size=batch_size,
+        num_updates=size,
+        mesh=mesh,
+      )
     metrics = jax.device_get(metrics)
     if not state.healthy:
       good = state._replace(healthy=jnp.ones((), jnp.bool_))
@@ -336,15 +388,20 @@ def train_many(
   failed = ~np.asarray(state.healthy)
   # A run that stopped early is behind the others and stays there.
   done = int(np.max(state.step))
+  if learner.fit is not None:
+    num_updates = min(num_updates, 1)
   for size in _chunks(done, num_updates, chunk_size):
-    state, metrics = update_chunk_many(
-      learner,
-      state,
-      dataset,
-      batch_size=batch_size,
-      num_updates=size,
-      mesh=mesh,
-    )
+    if learner.fit is not None:
+      state, metrics = _fit_once(learner, state, dataset, mesh, many=True)
+    else:
+      state, metrics = update_chunk_many(
+        learner,
+        state,
+        dataset,
+        batch_size=batch_size,
+        num_updates=size,
+        mesh=mesh,
+      )
     metrics = jax.device_get(metrics)
     now_failed = ~np.asarray(state.healthy)
     for run in np.flatnonzero(now_failed & ~failed):

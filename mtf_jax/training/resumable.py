@@ -1,5 +1,6 @@
 """One training run in a folder: begins there, or goes on where it was left."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -152,6 +153,10 @@ def train_in_folder(
   # First what may be refused: a bad configuration leaves no folder.
   check_keep(keep)
   learner = make_learner(config, dataset)
+  if learner.fit is not None:
+    config = dataclasses.replace(
+      config, num_updates=1, chunk_size=1, checkpoint_every=1
+    )
   state = initial_state(config, learner, dataset, normalization)
   rows = _rows(config, dataset, stream, mesh, state)
   loop.check_finite(state)
