@@ -4,6 +4,7 @@ Every process runs the same program on the same arguments and holds a part of th
 devices. The first one alone writes files and reports.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -27,9 +28,9 @@ START_SECONDS, HEARTBEAT_SECONDS = 60, 20
 LEFT_ALONE = 3
 
 _ENDED_BY_FORCE = (
-  b"A process of the run was killed or lost, and this one ends with it: start all"
-  b" processes again, as many as there are now, to go on from the newest"
-  b" checkpoint.\n"
+  b"This process was killed, or stops because another one of the run did: see what"
+  b" the others said, and start all again, as many as there are now, to go on from"
+  b" the newest checkpoint.\n"
 )
 
 
@@ -56,7 +57,6 @@ def join(
       process_id=process_id,
       initialization_timeout=START_SECONDS,
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except (ValueError, RuntimeError) as error:
     reason = " ".join(str(error).split())[:200]
@@ -102,8 +102,11 @@ def together(begun: bool) -> Iterator[None]:
     print(f"A program over all processes failed: {reason}", file=sys.stderr)
     sys.stderr.flush()
     os._exit(LEFT_ALONE)
-  except BaseException:
+  except BaseException as error:
     os.write(farewell, b".")  # It says itself why it ends.
+    # Handlers run last in, first out: this one is before JAX's own, which waits
+    # for the others for minutes while they wait for this process.
+    atexit.register(os._exit, 2 if isinstance(error, InputError) else 1)
     raise
   os.write(farewell, b".")
 

@@ -16,7 +16,7 @@ from mtf_jax.data import session_log
 from tests.session_logs import random_log
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_SAID = "A process of the run was killed or lost, and this one ends with it"
+_SAID = "This process was killed, or stops because another one of the run did"
 
 
 def _begin(folder, out_dir, *flags, num_devices=2):

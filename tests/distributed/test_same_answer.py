@@ -13,22 +13,27 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _LEARNERS = ("integrated_rl", "td3_bc", "iql")
-# Those of learner, strata and critic updates that one device trains.
-_ALONE = [*((name, 8, 1) for name in _LEARNERS), ("integrated_rl", 1, 2)]
+# Those of learner, strata, critic updates and seeds that one device trains.
+_ALONE = [
+  *((name, 8, 1, 1) for name in _LEARNERS),
+  ("integrated_rl", 1, 2, 1),
+  ("integrated_rl", 8, 1, 4),
+]
 
 
-def _run(name, mesh, num_strata, critic_updates):
-  return f"{name}/{mesh}/{num_strata}/{critic_updates}"
+def _run(name, mesh, num_strata, critic_updates, num_seeds):
+  return f"{name}/{mesh}/{num_strata}/{critic_updates}/{num_seeds}"
 
 
 # Name of the place -> its runs.
 _RUNS = {
   "one": [_run(name, "data:1", *rest) for name, *rest in _ALONE],
   "eight": [
-    *(_run(name, "data:8", *rest) for name, *rest in _ALONE),
-    _run("integrated_rl", "data:4,critic:2", 8, 1),
+    *(_run(name, "data:8", *rest) for name, *rest in _ALONE[:4]),
+    _run("integrated_rl", "data:4,critic:2", 8, 1, 1),
+    _run("integrated_rl", "data:2,critic:2,seed:2", 8, 1, 4),
   ],
-  "processes": [_run(name, "data:4", 8, 1) for name in _LEARNERS],
+  "processes": [_run(name, "data:4", 8, 1, 1) for name in _LEARNERS],
 }
 
 
@@ -111,7 +116,7 @@ def test_batches_are_the_same_bits(found, place, run, alone):
 def test_ends_are_the_same_after_50_updates(found, place, run, alone):
   expected = _part(found["one"], alone, "end")
   end = _part(found[place], run, "end")
-  assert end.keys() == expected.keys() and end["step"] == 50
+  assert end.keys() == expected.keys() and np.all(end["step"] == 50)
   for name, value in expected.items():
     np.testing.assert_allclose(
       end[name], value, rtol=1e-5, atol=1e-5, err_msg=name
@@ -122,7 +127,7 @@ def test_ends_are_the_same_after_50_updates(found, place, run, alone):
 def test_the_learners_differ(found):
   """Whatever compares two of them must be able to fail."""
   ends = [
-    _part(found["one"], _run(name, "data:1", 8, 1), "end")
+    _part(found["one"], _run(name, "data:1", 8, 1, 1), "end")
     for name in _LEARNERS[:2]
   ]
   name = "learner.actor_params.params.MLP_0.Dense_0.kernel"
@@ -146,7 +151,7 @@ def test_nothing_crosses_but_sums(found, place, run, alone):
 
 @pytest.mark.parametrize("name", _LEARNERS)
 def test_the_sums_are_of_the_gradients_size(found, name):
-  run = _run(name, "data:8", 8, 1)
+  run = _run(name, "data:8", 8, 1, 1)
   end = _part(found["eight"], run, "end")
   trained = sum(
     value.nbytes

@@ -2,7 +2,7 @@
 
   python -m tests.distributed.trained OUT RUNS [COORDINATOR COUNT ID]
 
-RUNS are `learner/mesh/strata/critic_updates`, with semicolons between them.
+RUNS are `learner/mesh/strata/critic_updates/seeds`, semicolons between them.
 
 The ends of the runs, the batches that they begin with and the collectives of an
 update go into the file OUT, which process 0 writes.
@@ -13,6 +13,7 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -38,10 +39,10 @@ def learner_of(name, critic_updates):
 
 
 @functools.partial(jax.jit, static_argnames="learner")
-def start(learner, dataset):
+def start(learner, dataset, seed=1):
   one = transitions.sample_transitions(jax.random.key(5), dataset, 1)
   state = learner.init(
-    jax.random.key(1),
+    jax.random.key(seed),
     jax.tree.map(lambda leaf: leaf[0], one),
     None,
     normalization_from(dataset),
@@ -62,14 +63,22 @@ def first_batch(mesh, rows):
   return jax.jit(draw)(key, rows)
 
 
-def train(name, mesh, num_strata, critic_updates):
+def train(name, mesh, num_strata, critic_updates, num_seeds):
   """The end of a run by leaf, and the collectives of its updates."""
   dataset = transitions.device_dataset(random_log(num_rows=250))
   learner = learner_of(name, critic_updates)
-  state = mesh_lib.put_state(mesh, start(learner, dataset))
+  many = num_seeds > 1
+  if many:
+    state = jax.vmap(start, in_axes=(None, None, 0))(
+      learner, dataset, jnp.arange(num_seeds)
+    )
+  else:
+    state = start(learner, dataset)
+  state = mesh_lib.put_state(mesh, state, many=many)
   rows = dataset if num_strata == 1 else strata.stratify(dataset, num_strata)
   rows = mesh_lib.put_dataset(mesh, rows)
-  program = loop.update_chunk.lower(
+  update = loop.update_chunk_many if many else loop.update_chunk
+  program = update.lower(
     learner,
     state,
     rows,
@@ -97,9 +106,9 @@ def main(out, runs, *place):
       processes.join(coordinator, int(count), int(number))
     found = {}
     for run in runs.split(";"):
-      name, mesh_text, num_strata, critic_updates = run.split("/")
+      name, mesh_text, *numbers = run.split("/")
       mesh = mesh_lib.make_mesh(mesh_lib.parse_axes(mesh_text))
-      result = train(name, mesh, int(num_strata), int(critic_updates))
+      result = train(name, mesh, *map(int, numbers))
       found |= {f"{run} {key}": value for key, value in result.items()}
     if processes.is_first():
       np.savez(out, **found)
