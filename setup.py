@@ -41,7 +41,14 @@ setuptools.setup(
   license_files=["LICENSE"],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["mtf_jax", "mtf_jax.*"]),
-  package_data={"mtf_jax": ["py.typed", "fitting/*.json", "studies/*/*.json"]},
+  package_data={
+    "mtf_jax": [
+      "py.typed",
+      "evaluation/*.json",
+      "fitting/*.json",
+      "studies/*/*.json",
+    ]
+  },
   # Lower bounds only: an upper bound would fight the accelerator build of
   # jax that the user already has.
   install_requires=[

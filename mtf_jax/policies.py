@@ -15,7 +15,9 @@ from mtf_jax.kernels.exploration import (
   ActionBox,
   action_box,
   box_log_prob,
+  corners_log_prob,
   sample_box,
+  sample_corners,
   sample_gaussian,
 )
 
@@ -36,6 +38,9 @@ class Decision(NamedTuple):
 # `act(params, observation [S], rng_key) -> Decision`.
 Act = Callable[[Any, jax.Array, jax.Array], Decision]
 
+
+# Where in the box the exploration draws.
+DRAWS = ("uniform", "corners")
 
 # How long a draw of the exploration lasts: a session or one request.
 EXPLORATIONS = ("session", "request")
@@ -103,11 +108,13 @@ class PolicyParams(NamedTuple):
   params: of the policy, what `act` of a learner takes.
   half_width: scalar, of the box; 0 does not explore.
   stddev: scalar, of Gaussian noise on top; 0 for none.
+  corners: scalar, 1 to draw a corner of the box, 0 any point of it.
   """
 
   params: Any
   half_width: chex.Numeric
   stddev: chex.Numeric
+  corners: chex.Numeric = 0.0
 
 
 @functools.cache
@@ -122,7 +129,8 @@ def explore_around(act: Callable[..., jax.Array]) -> Act:
 
   Returns:
     `act` for `PolicyParams`. The decision's box is the one of the bounded
-    exploration; a log must not be taken with Gaussian noise on top.
+    exploration; a log must not be taken with Gaussian noise on top. Its
+    `log_prob` is a log mass where corners are drawn, else a log density.
   """
 
   def explore(
@@ -131,8 +139,13 @@ def explore_around(act: Callable[..., jax.Array]) -> Act:
     box_key, noise_key, own_key = jax.random.split(rng_key, 3)
     own = act(policy.params, observation, own_key)
     box = action_box(own, -policy.half_width, policy.half_width)
-    action = sample_box(box_key, box)
-    log_prob = box_log_prob(action, box)
+    # One key: only one of the two draws is used.
+    inside, corner = sample_box(box_key, box), sample_corners(box_key, box)
+    at_corner = jnp.asarray(policy.corners) > 0
+    action = jnp.where(at_corner, corner, inside)
+    log_prob = jnp.where(
+      at_corner, corners_log_prob(corner, box), box_log_prob(inside, box)
+    )
     action = sample_gaussian(noise_key, action, policy.stddev)
     return Decision(action, box, log_prob)
 

@@ -2,6 +2,7 @@
 
 import functools
 
+from mtf_jax.evaluation.global_weights import Effort
 from mtf_jax.learners.es import Search
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.study_learner import make_study_learner
@@ -18,8 +19,14 @@ TINY = ProgressiveConfig(
   check_states=32,
   check_continuations=2,
   check_sessions=32,
-  # As many steps as the ES of the matched budget takes: one program.
-  es_search=Search(4, 16),
+  es_search=Search(4, 16, noise=0.3, learning_rate=0.1),
+  global_search=Effort(
+    search=Search(4, 16, noise=0.05),
+    first=Search(4, 16, noise=0.3, learning_rate=0.1),
+    max_stages=2,
+    random_starts=0,
+    sessions=32,
+  ),
   oracle_search=Search(4, 16),
   train=TrainConfig(
     critic="box",

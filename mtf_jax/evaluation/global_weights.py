@@ -56,8 +56,20 @@ def _fitness(world, table, max_requests, sampled):
   return fitness
 
 
+def centred(action: chex.Array) -> jax.Array:
+  """The same ranking, the powers' components around 0, `[A]`.
+
+  One number more for all of them multiplies every power, and so every fused log
+  score, by one factor: the order stays. Rates are those of one world, alike for
+  all tasks.
+  """
+  powers, biases = jnp.split(action, 2)
+  middle = (jnp.max(powers) + jnp.min(powers)) / 2
+  return jnp.concatenate([powers - middle, biases])
+
+
 def _project(action):
-  return jnp.clip(action, -LIMIT, LIMIT)
+  return jnp.clip(centred(action), -LIMIT, LIMIT)
 
 
 @functools.partial(
@@ -133,6 +145,7 @@ class Effort(NamedTuple):
   """Effort of the converged search.
 
   search: of one stage, static; its noise is that of each component.
+  first: of a start's first stage, static, which crosses the range.
   max_stages: stages at most.
   random_starts: starts besides the given ones.
   sessions: on which stages are compared; those of the last comparison are
@@ -141,6 +154,7 @@ class Effort(NamedTuple):
   """
 
   search: es.Search = es.Search(iterations=40, sessions=1024, noise=0.05)
+  first: es.Search = PLATFORM_ES
   max_stages: int = 10
   random_starts: int = 1
   sessions: int = 16_384
@@ -193,7 +207,7 @@ def converge(
   """The best global action that a privileged search finds.
 
   From each start an evolution strategy with common random numbers and expected
-  rewards climbs in stages. A start has stopped when a stage gains less than
+  rewards climbs in stages, the first one in long steps. A start has stopped when a stage gains less than
   `effort.tolerance` percent on sessions that all stages are compared on. The best
   end of all starts is chosen on other sessions.
 
@@ -215,7 +229,7 @@ def converge(
   drawn = jax.random.uniform(
     start_key, (effort.random_starts, starts.shape[1]), minval=-0.5, maxval=0.5
   )
-  begun = jnp.concatenate([_project(starts), drawn])
+  begun = jnp.concatenate([jax.vmap(_project)(starts), drawn])
 
   def rewards(key, actions):
     found = _rewards(key, world, table, actions, effort.sessions, max_requests)
@@ -226,13 +240,16 @@ def converge(
     action, before = start, rewards(compare_key, start[None])[0]
     gain = Gain(math.inf, 0.0)
     stage = 0
-    while stage < effort.max_stages and gain.percent >= effort.tolerance:
+    # A first stage that went astray is followed by one that does not.
+    while stage < effort.max_stages and (
+      stage < 2 or gain.percent >= effort.tolerance
+    ):
       new = evolution(
         jax.random.fold_in(keys[stage], number),
         world,
         table,
         action,
-        effort.search,
+        effort.first if stage == 0 else effort.search,
         max_requests,
         privileged=True,
       )
@@ -249,7 +266,13 @@ def converge(
   count = len(ends)
   means = found[:count].mean(axis=1)
   best = int(np.argmax(means))
-  spent = 2 * effort.search.iterations * effort.search.sessions * sum(stages)
+  spent = sum(
+    2 * search.iterations * search.sessions * count
+    for search, count in (
+      (effort.first, len(stages)),
+      (effort.search, sum(stages) - len(stages)),
+    )
+  )
   return Converged(
     action=np.asarray(ends[best]),
     stopped=bool(stopped[best]),

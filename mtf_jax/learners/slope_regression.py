@@ -161,7 +161,7 @@ def begin_round(state: State) -> State:
 
   Nothing changes before the first transition was seen.
   """
-  seen = state.statistics.count > 0
+  seen = state.statistics.rows > 0
   following = state._replace(
     served=policy(state),
     round=state.round + 1,
@@ -174,13 +174,15 @@ def begin_round(state: State) -> State:
   )
 
 
-def _counts(batch: Transition) -> jax.Array:
+def _counts(
+  held: chex.Array | None, step: chex.Array | None, discount: chex.Array
+) -> jax.Array:
   """Which transitions tell something of the deviation drawn, bool `[B]`."""
-  drawn = jnp.ones(batch.discount_t.shape, jnp.bool_)
-  if batch.exploration_held_tm1 is not None and batch.step_tm1 is not None:
+  drawn = jnp.ones(discount.shape, jnp.bool_)
+  if held is not None and step is not None:
     # A held deviation is known to what is observed later in the session.
-    drawn = ~batch.exploration_held_tm1 | (batch.step_tm1 == 0)
-  return drawn & (batch.discount_t == 0)
+    drawn = ~held | (step == 0)
+  return drawn & (discount == 0)
 
 
 def _metrics(state: State, left_out: jax.Array) -> Metrics:
@@ -194,7 +196,7 @@ def _metrics(state: State, left_out: jax.Array) -> Metrics:
     return jnp.sqrt(jnp.mean(jnp.square(values))) / mean
 
   return Metrics(
-    transitions=state.statistics.count,
+    transitions=state.statistics.rows,
     left_out=left_out,
     value_explained=1 - slopes.noise / slopes.variance,
     slope_spread=size(slopes.mean),
@@ -211,7 +213,7 @@ def _add(state: State, batch: Transition, weight: chex.Array) -> State:
 
 def update(state: State, batch: Transition) -> tuple[State, Metrics]:
   """Adds a batch, whose transitions must not be counted elsewhere."""
-  counts = _counts(batch)
+  counts = _counts(batch.exploration_held_tm1, batch.step_tm1, batch.discount_t)
   left_out = jnp.sum(~counts).astype(batch.r_t.dtype)
   state = _add(state, batch, counts)
   return state, _metrics(state, left_out)
@@ -226,24 +228,25 @@ def fit(state: State, dataset: TransitionDataset) -> tuple[State, Metrics]:
       after their last step are left out.
   """
   state = begin_round(state)
-  blocks = -(-dataset.start_row.shape[0] // _BLOCK)
-
-  def block(carry, number):
-    state, left_out = carry
-    place = number * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)
-    real = place < dataset.num_transitions
-    last = jnp.maximum(dataset.num_transitions - 1, 0)
-    batch = take_transitions(dataset, jnp.minimum(place, last))
-    counts = real & _counts(batch)
-    left_out += jnp.sum(real & ~counts)
-    return (_add(state, batch, counts), left_out), None
-
-  (state, left_out), _ = jax.lax.scan(
-    block,
-    (state, jnp.zeros((), jnp.int32)),
-    jnp.arange(blocks, dtype=jnp.int32),
+  start_row, size = dataset.start_row, dataset.start_row.shape[0]
+  counts = _counts(
+    dataset.exploration_held[start_row],
+    dataset.step[start_row],
+    dataset.discount[start_row],
   )
-  return state, _metrics(state, left_out.astype(state.served.curvature.dtype))
+  counts &= jnp.arange(size) < dataset.num_transitions
+  (place,) = jnp.nonzero(counts, size=size, fill_value=0)
+  total = jnp.sum(counts, dtype=jnp.int32)
+
+  def block(number, state):
+    entry = number * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)
+    batch = take_transitions(dataset, place[jnp.minimum(entry, size - 1)])
+    return _add(state, batch, entry < total)
+
+  # Most transitions of held exploration do not count: as many blocks as do.
+  state = jax.lax.fori_loop(0, -(-total // _BLOCK), block, state)
+  left_out = (dataset.num_transitions - total).astype(jnp.float32)
+  return state, _metrics(state, left_out)
 
 
 def value(
@@ -317,7 +320,7 @@ def slope_regression(max_rounds: int = 16) -> Learner:
     half_width = (upper - lower) / 2
     return State(
       statistics=Statistics(
-        count=zeros(),
+        rows=zeros(),
         returns=zeros(num_groups, num_groups),
         value_gram=zeros(num_values, num_values),
         value_moment=zeros(num_values, num_groups),

@@ -52,13 +52,13 @@ class Statistics(NamedTuple):
   deviation `u [A]`, the policy's own distance from the first `d [A]`, both in
   half-widths, and the return `r [G]`; `x_k = u_k [phi, -d_k]`.
 
-  count: scalar. returns: `[G, G]`, `r r'`.
+  rows: scalar, how many. returns: `[G, G]`, `r r'`.
   value_gram, value_moment: `[Q, Q]` and `[Q, G]`, `q q'` and `q r'`.
   gram, cross, moment: `[A, F + 1, F + 1]`, `[A, F + 1, Q]` and `[A, F + 1, G]`,
     `x x'`, `x q'` and `x r'`.
   """
 
-  count: jax.Array
+  rows: jax.Array
   returns: jax.Array
   value_gram: jax.Array
   value_moment: jax.Array
@@ -131,7 +131,7 @@ def statistics_of(
   r = batch.r_t
   wq = weight[:, None] * q
   return Statistics(
-    count=jnp.sum(weight),
+    rows=jnp.sum(weight),
     returns=jnp.einsum("b,bg,bh->gh", weight, r, r),
     value_gram=jnp.einsum("bp,bq->pq", wq, q),
     value_moment=jnp.einsum("bq,bg->qg", wq, r),
@@ -180,7 +180,7 @@ def solve(
     curvature: share of the mean return that a deviation of one half-width costs,
       times two.
   """
-  count = jnp.maximum(statistics.count, 1)
+  count = jnp.maximum(statistics.rows, 1)
   num_values = statistics.value_gram.shape[0]
   ridge = _RIDGE * count * jnp.eye(num_values)
   value = jnp.linalg.solve(

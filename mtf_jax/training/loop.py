@@ -239,8 +239,11 @@ def _fit(
 ) -> tuple[TrainState, Any]:
   """A round in closed form, counted as one update; metrics are `[1]`."""
 
+  fit = learner.fit
+  assert fit is not None  # Callers ask before.
+
   def one(state, dataset):
-    learner_state, metrics = learner.fit(state.learner, dataset)
+    learner_state, metrics = fit(state.learner, dataset)
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(metrics)]
     healthy = state.healthy & jnp.all(jnp.stack(finite))
     kept = jax.tree.map(

@@ -30,6 +30,7 @@ _NEEDS = {
   "benchmarks.global_weights": [],
   "benchmarks.interop": [],
   "benchmarks.kernels": [],
+  "benchmarks.known_weights": [],
   "benchmarks.learner": [],
   "benchmarks.platform_log": [],
   "benchmarks.progressive_memory": [],

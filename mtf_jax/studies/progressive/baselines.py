@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtf_jax.evaluation import oracle
-from mtf_jax.evaluation.ab_test import EvalResult
+from mtf_jax.evaluation import global_weights, known_weights, oracle
+from mtf_jax.evaluation.ab_test import EvalResult, rewards_of
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.learners.base import Normalization
 from mtf_jax.policies import fixed_action
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.experiment import (
-  ES_LIMIT,
   Experiment,
   assemble,
   evaluate_policy,
   linear_policy,
   search_linear,
+  tree_index,
   with_study_learner,
 )
 from mtf_jax.studies.progressive.study_learner import StudyLearner
@@ -39,22 +40,22 @@ def prepare(
 ) -> Experiment:
   """Finds the baseline policy, evaluates it, and sets the learner up around it.
 
-  The baseline policy is one global set of fusion weights, found by an evolution
-  strategy (ES).
+  The baseline policy is the best global set of fusion weights that a privileged
+  search finds: what it gains cannot be had without personal weights.
 
   Args:
     config: size of the run.
     worlds: one for each seed, of one size; their populations are cut to
       `config.num_users`.
-    seeds: each decides the users kept, ES, the networks, all sessions and
-      batches that are its own.
+    seeds: each decides the users kept, the networks, all sessions and batches
+      that are its own.
     study_learner: of `make_study_learner`.
 
   Returns:
     The run before its first round.
   """
   experiment = assemble(config, worlds, seeds, study_learner)
-  begin = linear_policy(experiment.world, experiment.baseline_action, ES_LIMIT)
+  begin = linear_policy(experiment.world, experiment.baseline_action, 2.0)
   # The hidden state comes after what a policy observes.
   num_features = experiment.normalization.mean.shape[1]
   experiment = experiment._replace(
@@ -63,16 +64,36 @@ def prepare(
       begin.mean[:, :num_features], begin.scale[:, :num_features]
     ),
   )
-  # Blind, yet of the privileged policy's shape: one program finds both.
-  blind = oracle.blinded(begin)
-  found = search_linear(
-    experiment, experiment.keys["search"], blind, config.es_search
+  found = [_converged(experiment, n) for n in range(len(experiment.seeds))]
+  experiment = experiment._replace(
+    baseline_action=jnp.stack([jnp.asarray(one["action"]) for one in found]),
+    search=found,
   )
-  experiment = experiment._replace(baseline_action=found.weights[:, :, 0])
   experiment = with_study_learner(experiment, config, study_learner)
   return experiment._replace(
     base=evaluate_action(experiment, experiment.baseline_action)
   )
+
+
+def _converged(experiment: Experiment, number: int) -> dict[str, Any]:
+  """Converged global weights of one seed: those on record, or searched for."""
+  config = experiment.config
+  world, table, key = (
+    tree_index(x, number)
+    for x in (experiment.world, experiment.table, experiment.keys["search"])
+  )
+  known = known_weights.find(world, config.max_requests, config.global_search)
+  if known is not None:
+    return known
+  found = global_weights.converge(
+    key,
+    world,
+    rewards_of(table, world),
+    experiment.baseline_action[number][None],
+    config.global_search,
+    config.max_requests,
+  )
+  return found.to_json()
 
 
 def evaluate_action(
@@ -85,15 +106,13 @@ def evaluate_action(
 
 
 def baseline_figures(experiment: Experiment) -> list[dict[str, Any]]:
-  """The baseline by seed: its action, what it brings, what finding it cost."""
-  search = experiment.config.es_search
+  """The baseline by seed: its search, and what it brings."""
   return [
     {
+      **experiment.search[n],
       "action": np.asarray(experiment.baseline_action[n], np.float64).tolist(),
       "reward_per_session": float(np.mean(experiment.base.reward[n])),
       "requests_per_session": float(np.mean(experiment.base.requests[n])),
-      # Each session of a step is run forwards and backwards.
-      "search_sessions": 2 * search.iterations * search.sessions,
     }
     for n in range(len(experiment.seeds))
   ]
@@ -118,32 +137,35 @@ def uncut_baseline(experiment: Experiment) -> Evaluated:
   return Evaluated(results, [{} for _ in experiment.seeds])
 
 
-def es_matched_budget(experiment: Experiment) -> Evaluated:
+def platform_es(experiment: Experiment) -> Evaluated:
   """What as many sessions bring without reinforcement learning.
 
-  ES goes on from where it was put into service, for as many sessions as all
-  rounds log. Its sessions are pairs under common random numbers with
-  expected-value accounting, so each tells more than a logged one.
+  ES as a platform could run it: from uniform weights, by sampled rewards of
+  sessions that are all different, as many as all rounds log.
 
   Args:
     experiment: of `prepare`.
 
   Returns:
-    The policy evaluated; by seed its `action` and the `sessions` run for it,
-    beyond those of the baseline policy.
+    The policy evaluated; by seed its `action` and the `sessions` run for it.
   """
   config = experiment.config
   pair = 2 * config.es_search.sessions
-  steps = max(1, config.rounds * config.sessions_per_round // pair)
-  policy = linear_policy(experiment.world, experiment.baseline_action, ES_LIMIT)
-  limit = jnp.full_like(policy.upper, ES_LIMIT)
-  blind = oracle.blinded(policy)._replace(lower=-limit, upper=limit)
+  steps = max(2, config.rounds * config.sessions_per_round // pair)
+  search = config.es_search._replace(iterations=steps)
+  table = rewards_of(experiment.table, experiment.world)
+
+  def one(key, world, table):
+    uniform = jnp.zeros((world.num_actions,), jnp.float32)
+    return global_weights.evolution(
+      key, world, table, uniform, search, config.max_requests
+    )
+
   # Rounds fold in their own numbers, which end below this one.
   keys = jax.vmap(lambda key: jax.random.fold_in(key, config.rounds))(
     experiment.keys["round"]
   )
-  search = config.es_search._replace(iterations=steps)
-  action = search_linear(experiment, keys, blind, search).weights[:, :, 0]
+  action = jax.vmap(one)(keys, experiment.world, table)
   figures = [
     {"sessions": steps * pair, "action": of_seed.tolist()}
     for of_seed in np.asarray(action, np.float64)
@@ -151,13 +173,11 @@ def es_matched_budget(experiment: Experiment) -> Evaluated:
   return Evaluated(evaluate_action(experiment, action), figures)
 
 
-def privileged_optimum(experiment: Experiment) -> Evaluated:
-  """The privileged optimum of the audit: what no policy that can be served has.
-
-  A linear policy of the observation and the hidden state, free to go anywhere,
-  ascends the true return from the baseline policy.
-  """
-  policy = linear_policy(experiment.world, experiment.baseline_action, 2.0)
+def _privileged(experiment: Experiment, half_width: float) -> Evaluated:
+  """A linear policy of observation and hidden state, climbing the true return."""
+  policy = linear_policy(
+    experiment.world, experiment.baseline_action, half_width
+  )
   best = search_linear(
     experiment,
     experiment.keys["oracle"],
@@ -170,10 +190,21 @@ def privileged_optimum(experiment: Experiment) -> Evaluated:
   return Evaluated(results, [{} for _ in experiment.seeds])
 
 
+def privileged_optimum(experiment: Experiment) -> Evaluated:
+  """The privileged optimum of the audit, free to go anywhere."""
+  return _privileged(experiment, 2.0)
+
+
+def in_box_optimum(experiment: Experiment) -> Evaluated:
+  """The same, no further from the baseline than the rounds' boxes reach."""
+  return _privileged(experiment, experiment.config.rounds * HALF_WIDTH)
+
+
 # Beside the baseline policy itself; `comparisons.CONTESTS` says by what each is
 # compared.
 RIVALS: dict[str, Callable[[Experiment], Evaluated]] = {
   "baseline_policy_uncut": uncut_baseline,
-  "es_matched_budget": es_matched_budget,
+  "platform_es": platform_es,
+  "in_box_optimum": in_box_optimum,
   "oracle": privileged_optimum,
 }

@@ -16,6 +16,7 @@ from mtf_jax.evaluation.statistics import Comparison, paired_comparison
 
 BASELINE = "baseline_policy"
 LAST_ROUND = "last_round"
+IN_BOX = "in_box_optimum"  # What the rounds could reach.
 HEADROOM = "headroom"  # The contest that says how much there is to gain.
 
 
@@ -48,17 +49,10 @@ CONTESTS = (
     "single_batch",
     "last round over the single batch",
   ),
+  Contest("platform_es_gain", "platform_es", BASELINE, "ES, as many sessions"),
+  Contest("over_es", LAST_ROUND, "platform_es", "last round over that ES"),
   Contest(
-    "es_matched_budget_gain",
-    "es_matched_budget",
-    BASELINE,
-    "ES, matched budget",
-  ),
-  Contest(
-    "over_es_matched_budget",
-    LAST_ROUND,
-    "es_matched_budget",
-    "last round over ES, matched budget",
+    IN_BOX, "in_box_optimum", BASELINE, "privileged search, rounds' boxes"
   ),
   Contest(
     "reward_gain_uncut",
@@ -66,7 +60,7 @@ CONTESTS = (
     "baseline_policy_uncut",
     "last round, sessions not cut",
   ),
-  Contest(HEADROOM, "oracle", BASELINE, "privileged search"),
+  Contest(HEADROOM, "oracle", BASELINE, "privileged search, anywhere"),
 )
 
 

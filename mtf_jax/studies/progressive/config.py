@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from mtf_jax.evaluation import global_weights
 from mtf_jax.io import InputError, check_seed
 from mtf_jax.learners.es import Search
-from mtf_jax.policies import is_held
+from mtf_jax.policies import DRAWS, is_held
 from mtf_jax.training.config import TrainConfig, hyperparams_of
 
 GAUSSIAN_STDDEV = 0.2  # The exploration that [1] replaces.
+_GLOBAL_SEARCH = global_weights.Effort()
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -38,17 +40,23 @@ class ProgressiveConfig:
     `sessions_per_round`.
   exploration: "session" draws the deviation in the box once a session and holds
     it, "request" draws it anew at each request, as in [1].
+  draw: "uniform" draws anywhere in the box, as in [1], "corners" one of its
+    corners.
   max_requests: `T`, a session ends there at the latest.
   uncut_requests: the same where the last policy is judged once more.
   num_users: users of the population kept, as in the audit.
   evaluation_sessions: sessions on which each policy is judged.
-  es_search: effort of the evolution strategy.
-  oracle_search: effort of the privileged optimum (oracle).
+  global_search: effort of the search for the baseline policy, converged global
+    weights.
+  es_search: a step of the evolution strategy as a platform could run it; it has
+    as many sessions as the rounds log, whatever `iterations` says.
+  oracle_search: effort of the privileged optima.
   check_states, check_continuations, check_sessions: effort of holding the
     critics against the world, see `evaluation.critic_check.Effort`.
   train: networks and updates of one round; its `seed` is not used.
   tuned: `learner:critic` -> fields of `train` that differ where it is trained,
-    so that each is tuned for itself; of `hyperparams` those that differ.
+    so that each is tuned for itself; of `hyperparams` those that differ; and
+    `draw`, if another one suits it.
   """
 
   rounds: int
@@ -60,6 +68,8 @@ class ProgressiveConfig:
   oracle_search: Search
   train: TrainConfig
   exploration: str = "session"
+  draw: str = "uniform"
+  global_search: global_weights.Effort = _GLOBAL_SEARCH
   uncut_requests: int = 64
   world_size: str = "small"
   collect_parts: int = 1
@@ -75,6 +85,10 @@ class ProgressiveConfig:
       if field.type is int and value < 1:
         raise ValueError(f"{field.name}: expected 1 or more, found {value}.")
     is_held(self.exploration)  # Refuses an unknown name.
+    if self.draw not in DRAWS:
+      raise ValueError(
+        f"draw: expected one of {', '.join(DRAWS)}, found {self.draw!r}."
+      )
     if self.check_continuations < 2:
       raise ValueError(
         "check_continuations: expected 2 or more, found"
@@ -99,7 +113,8 @@ class ProgressiveConfig:
     """
     learner, _, critic = name.partition(":")
     critic = critic or self.train.critic
-    tuned = self.tuned.get(f"{learner}:{critic}", {})
+    tuned = dict(self.tuned.get(f"{learner}:{critic}", {}))
+    draw = tuned.pop("draw", self.draw)
     known = hyperparams_of(learner)._fields
     hyperparams = {
       **{n: x for n, x in self.train.hyperparams.items() if n in known},
@@ -115,7 +130,7 @@ class ProgressiveConfig:
       },
     )
     # Applied once; the record of a run keeps the whole.
-    return dataclasses.replace(self, train=train, tuned={})
+    return dataclasses.replace(self, train=train, draw=draw, tuned={})
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it; `from_json` is its inverse."""
@@ -127,6 +142,11 @@ class ProgressiveConfig:
       **values,
       "tuned": _lists(self.tuned),
       "es_search": self.es_search._asdict(),
+      "global_search": {
+        **self.global_search._asdict(),
+        "search": self.global_search.search._asdict(),
+        "first": self.global_search.first._asdict(),
+      },
       "oracle_search": self.oracle_search._asdict(),
       "train": self.train.to_json(),
     }
@@ -153,6 +173,10 @@ class ProgressiveConfig:
     searches = {
       name: Search(**values[name]) for name in ("es_search", "oracle_search")
     }
+    if "global_search" in values:
+      effort = values["global_search"]
+      stages = {name: Search(**effort[name]) for name in ("search", "first")}
+      searches["global_search"] = global_weights.Effort(**{**effort, **stages})
     train = TrainConfig.from_json(values["train"])
     tuned = _tuples(values.get("tuned", {}))
     return cls(**{**values, **searches, "train": train, "tuned": tuned})
@@ -172,6 +196,9 @@ def _tuples(value: Any) -> Any:
   return tuple(value) if isinstance(value, list) else value
 
 
+# Returns of whole sessions, as they are judged, and corners: the slope is known
+# three times as well.
+_SLOPES = {"draw": "corners", "num_steps": 16, "hyperparams": {"discount": 1.0}}
 _NETWORKS = {
   "critic": "box",
   "ensemble_size": 2,
@@ -188,8 +215,14 @@ PRESETS = {
     max_requests=12,
     num_users=512,
     evaluation_sessions=2048,
-    # One program for all of them.
-    es_search=Search(8, 256),
+    es_search=Search(8, 256, noise=0.3, learning_rate=0.1),
+    global_search=global_weights.Effort(
+      search=Search(8, 256, noise=0.05),
+      first=Search(8, 256, noise=0.3, learning_rate=0.1),
+      max_stages=2,
+      random_starts=0,
+      sessions=512,
+    ),
     oracle_search=Search(8, 256),
     # No program of its own.
     uncut_requests=12,
@@ -215,7 +248,7 @@ PRESETS = {
     max_requests=16,
     num_users=512,
     evaluation_sessions=8192,
-    es_search=Search(40, 1024),
+    es_search=global_weights.PLATFORM_ES,
     oracle_search=Search(80, 2048, learning_rate=0.01),
     train=TrainConfig(
       **_NETWORKS,
@@ -240,7 +273,8 @@ PRESETS = {
           "actor_learning_rate": 1e-4,
           "critic_learning_rate": 5e-4,
         },
-      }
+      },
+      "slope_regression:box": _SLOPES,
     },
   ),
   # The paper's sizes, for one accelerator of 80 GB; benchmarks/
@@ -252,7 +286,8 @@ PRESETS = {
     max_requests=16,
     num_users=4096,
     evaluation_sessions=65_536,
-    es_search=Search(80, 4096),
+    es_search=Search(80, 4096, noise=0.3, learning_rate=0.1),
+    global_search=global_weights.Effort(search=Search(40, 4096, noise=0.05)),
     oracle_search=Search(160, 4096, learning_rate=0.01),
     world_size="base",
     collect_parts=40,

@@ -34,8 +34,6 @@ from mtf_jax.worlds import env
 from mtf_jax.worlds.returns import ExpectedRewards
 from mtf_jax.worlds.world import World
 
-# ES may not reach the limits, so that a box has room on both sides of it.
-ES_LIMIT = 0.95
 _KEYS = (
   *("search", "oracle", "network", "evaluation", "round", "single_batch"),
   "check",
@@ -50,8 +48,9 @@ class Experiment(NamedTuple):
   world: with its population cut, rewards as they are.
   evaluation_world: the same world for `evaluate`.
   table: `expected_rewards(evaluation_world)`.
-  baseline_action: `[A]` the baseline policy: one action, of the evolution
-    strategy.
+  baseline_action: `[A]` the baseline policy: one action, converged global
+    weights.
+  search: how it was found, by seed, ready for JSON.
   normalization: of the observations, around it.
   study_learner: of `make_study_learner`.
   start: the learner's state with the baseline policy in service.
@@ -65,6 +64,7 @@ class Experiment(NamedTuple):
   evaluation_world: World
   table: ExpectedRewards
   baseline_action: jax.Array
+  search: Any
   normalization: Normalization
   study_learner: StudyLearner
   start: Any
@@ -87,6 +87,7 @@ def policy_params(
   state: Any,
   half_width: float = 0.0,
   stddev: float = 0.0,
+  draw: str = "uniform",
 ) -> PolicyParams:
   """The policy of a learner's state by seed, exploring or not.
 
@@ -95,6 +96,7 @@ def policy_params(
     state: its state, leading axis `R`.
     half_width: of the box around the policy.
     stddev: of Gaussian noise on top.
+    draw: where in the box, see `policies.DRAWS`.
 
   Returns:
     What `study_learner.act` takes, leading axis `R`.
@@ -105,6 +107,7 @@ def policy_params(
     params,
     jnp.full((size,), half_width, jnp.float32),
     jnp.full((size,), stddev, jnp.float32),
+    jnp.full((size,), draw == "corners", jnp.float32),
   )
 
 
@@ -197,10 +200,13 @@ def evaluate_state(
   *,
   half_width: float = 0.0,
   stddev: float = 0.0,
+  draw: str = "uniform",
   **options: Any,
 ) -> EvalResult:
   """The policy of a learner's state, see `evaluate_policy`."""
-  params = policy_params(experiment.study_learner, state, half_width, stddev)
+  params = policy_params(
+    experiment.study_learner, state, half_width, stddev, draw
+  )
   return evaluate_policy(
     experiment, experiment.study_learner.act, params, **options
   )
@@ -305,6 +311,7 @@ def assemble(
     evaluation_world=jax.vmap(evaluation_world)(world),
     table=None,
     baseline_action=jnp.zeros((len(seeds), world.num_actions), jnp.float32),
+    search=None,
     normalization=Normalization(features, features),
     study_learner=study_learner,
     start=None,

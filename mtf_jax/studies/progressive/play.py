@@ -80,7 +80,9 @@ def _check(
       )
     )
   )
-  logged = policy_params(experiment.study_learner, old, HALF_WIDTH)
+  logged = policy_params(
+    experiment.study_learner, old, HALF_WIDTH, draw=config.draw
+  )
   target = policy_params(experiment.study_learner, new)
   found = []
   for n in range(len(experiment.seeds)):

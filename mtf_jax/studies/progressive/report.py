@@ -87,8 +87,8 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
       found = result["contests"][contest.name]
       rows.append((contest.label, _cell(found["pct"], found["ci95"]), *blank))
   note = (
-    "Relative to the baseline policy (ES) unless said otherwise, same users and"
-    " sessions; 95% interval over users. Hate rate of the baseline:"
+    "Relative to the baseline policy, converged global weights, unless said"
+    " otherwise, same users and sessions; 95% interval over users. Hate rate of the baseline:"
     f" {_shown(result['rounds'][0]['hate_rate_base'], '.5f')}."
   )
   return Table(title, note, header, rows)
@@ -162,9 +162,11 @@ def overview_table(columns: Columns) -> Table:
     ("exploring cost %", "exploration_cost_pct"),
   ):
     rows.append([label, *over_seeds(name, percent)])
-  rows.append(
-    ["headroom reached", *over_seeds("headroom_reached", "{:.0%}".format)]
-  )
+  for label, name in (
+    ("share of the rounds' boxes", "share_of_in_box_optimum"),
+    ("headroom reached", "headroom_reached"),
+  ):
+    rows.append([label, *over_seeds(name, "{:.0%}".format)])
   note = (
     "Session reward of the last round's policy over the baseline policy, %,"
     " with 95% intervals over users; below the seeds, means over those that have"

@@ -67,7 +67,9 @@ def _collect(
   size = config.sessions_per_round // config.collect_parts
   parts = rounds * config.collect_parts
   keys = jax.vmap(lambda key: jax.random.split(key, parts))(rng_key)
-  params = policy_params(experiment.study_learner, state, HALF_WIDTH)
+  params = policy_params(
+    experiment.study_learner, state, HALF_WIDTH, draw=config.draw
+  )
   rows = None
   for number in range(parts):
     part = collect_part(
@@ -193,7 +195,7 @@ def play_round(
   costs: list[dict[str, Any]] = [{} for _ in experiment.seeds]
   held = is_held(config.exploration)
   for name, noise in (
-    ("exploration_cost", {"half_width": HALF_WIDTH}),
+    ("exploration_cost", {"half_width": HALF_WIDTH, "draw": config.draw}),
     ("gaussian_cost", {"stddev": GAUSSIAN_STDDEV}),
   ):
     explored = evaluate_state(experiment, state, held=held, **noise)

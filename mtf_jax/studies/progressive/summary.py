@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtf_jax.studies.progressive.comparisons import CONTESTS, HEADROOM
+from mtf_jax.studies.progressive.comparisons import (
+  CONTESTS,
+  HEADROOM,
+  IN_BOX,
+)
 
 _LAST_ROUND = (
   *("reward_gain_pct", "reward_gain_ci95", "reward_p_value"),
@@ -42,9 +46,17 @@ def learner_figures(found: Mapping[str, Any]) -> dict[str, Any]:
   for name in _OVER_ROUNDS:
     values = [row[name] for row in rounds]
     figures[name] = None if None in values else sum(values) / len(rounds)
-  gain, bound = figures["reward_gain_pct"], figures[f"{HEADROOM}_pct"]
-  known = gain is not None and bound is not None and bound > 0
-  figures["headroom_reached"] = gain / bound if known else None
+  gain = figures["reward_gain_pct"]
+  # The baseline policy is converged global weights.
+  figures["over_global_pct"] = gain
+  figures["over_global_ci95"] = figures["reward_gain_ci95"]
+  for name, contest in (
+    ("headroom_reached", HEADROOM),
+    ("share_of_in_box_optimum", IN_BOX),
+  ):
+    bound = figures[f"{contest}_pct"]
+    known = gain is not None and bound is not None and bound > 0
+    figures[name] = gain / bound if known else None
   if "last_round" in found["critic_check"]:
     figures |= _critic_figures(found["critic_check"]["last_round"])
   return figures
