@@ -48,6 +48,11 @@ _HYPERPARAM = flags.DEFINE_multi_string(
   "A number of the learner, as penalty_scale=0.5 or group_weights=1,2;"
   " repeatable.",
 )
+_TENSORBOARD = flags.DEFINE_boolean(
+  "tensorboard",
+  False,
+  "Write the folder tensorboard in --out_dir, too; needs the extra of that name.",
+)
 _KEEP = flags.DEFINE_integer("keep", 3, "Checkpoints to keep.", 1)
 
 
@@ -99,6 +104,7 @@ def _train() -> TrainState:
       "world": metadata.get("world", ""),
     },
     keep=_KEEP.value,
+    tensorboard=_TENSORBOARD.value,
   )
 
 

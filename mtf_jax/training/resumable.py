@@ -16,6 +16,7 @@ from mtf_jax.data.transitions import TransitionDataset, sample_transitions
 from mtf_jax.io import InputError, require_file
 from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.training import folder_lock, loop, machine
+from mtf_jax.training import tensorboard as tensorboard_lib
 from mtf_jax.training.checkpoints import (
   OWN_KEYS,
   CheckpointError,
@@ -95,6 +96,7 @@ def train_in_folder(
   data_record: Mapping[str, Any],
   *,
   keep: int = 3,
+  tensorboard: bool = False,
 ) -> loop.TrainState:
   """Trains until `config.num_updates` updates are done in all.
 
@@ -112,6 +114,8 @@ def train_in_folder(
     data_record: what the rows are, by name, JSON-serialisable; a checkpoint of
       other rows is refused.
     keep: checkpoints to keep.
+    tensorboard: whether the folder `tensorboard` gets the metrics, too, and at
+      the end the configuration and the last row. Needs the extra of that name.
 
   Returns:
     The trained state.
@@ -129,6 +133,8 @@ def train_in_folder(
   """
   # First what may be refused: a bad configuration leaves no folder.
   check_keep(keep)
+  if tensorboard:
+    tensorboard_lib.require()
   learner = make_learner(config, dataset)
   state = initial_state(config, learner, dataset)
   loop.check_finite(state)
@@ -136,7 +142,9 @@ def train_in_folder(
   record = json.loads(json.dumps(record))  # As a checkpoint has it.
   out_dir = pathlib.Path(out_dir)
   with folder_lock.hold(out_dir):
-    return _train_held(config, learner, state, dataset, out_dir, record, keep)
+    return _train_held(
+      config, learner, state, dataset, out_dir, record, keep, tensorboard
+    )
 
 
 def _train_held(
@@ -147,6 +155,7 @@ def _train_held(
   out_dir: pathlib.Path,
   record: Mapping[str, Any],
   keep: int,
+  tensorboard: bool,
 ) -> loop.TrainState:
   """`train_in_folder` while no other process writes there."""
   checkpoints = Checkpoints(out_dir / "checkpoints", keep=keep)
@@ -165,7 +174,18 @@ def _train_held(
       # Versions before 3 did not record it.
       machines = machine.went_on(found.get("machines", []), int(state.step))
       record = {**record, "machines": machines}
-    return _train(config, learner, state, dataset, out_dir, checkpoints, record)
+    board = None
+    if tensorboard:
+      board = tensorboard_lib.TensorBoard(
+        out_dir / "tensorboard", int(state.step)
+      )
+    try:
+      return _train(
+        config, learner, state, dataset, out_dir, checkpoints, record, board
+      )
+    finally:
+      if board is not None:
+        board.close()
   except loop.NonFiniteError as error:
     if error.step not in checkpoints.steps():
       checkpoints.save(error.step, error.state, record)
@@ -192,10 +212,11 @@ def _train(
   out_dir: pathlib.Path,
   checkpoints: Checkpoints,
   record: Mapping[str, Any],
+  board: tensorboard_lib.TensorBoard | None,
 ) -> loop.TrainState:
   """The loop, with a row of metrics a chunk and a checkpoint now and then."""
   first_step = int(state.step)
-  writer = MetricsWriter(out_dir / "metrics.jsonl", first_step)
+  writer = MetricsWriter(out_dir / "metrics.jsonl", first_step, board)
   progress = Progress(first_step, config.num_updates)
   negative_targets = NegativeTargetWarning()
 
@@ -207,6 +228,8 @@ def _train(
     writer.write(
       {"step": step, "time": time.time(), "updates_per_s": rate, **row}
     )
+    if board is not None and step == config.num_updates:
+      board.finish(config.to_json(), dict(tensorboard_lib.scalars(row)), step)
     if step % config.checkpoint_every == 0 or step == config.num_updates:
       checkpoints.save(step, state, record)
 
