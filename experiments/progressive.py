@@ -23,6 +23,7 @@ from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import study
 from mtf_jax.studies.progressive.run_dir import Plan, RunDir
+from mtf_jax.training import tensorboard
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 
 _WORLD = worlds.define_world()
@@ -73,6 +74,12 @@ _LEAVING = flags.DEFINE_list(
   f"Leaving models: {', '.join(LEAVING_MODELS)}.",
 )
 _OUT_DIR = launch.define_out_dir("runs/progressive")
+_TENSORBOARD = flags.DEFINE_boolean(
+  "tensorboard",
+  False,
+  "Write a folder tensorboard beside every metrics.jsonl, too; needs the extra"
+  " of that name.",
+)
 _RESUME = flags.DEFINE_boolean(
   "resume", False, "Go on with the run in --out_dir."
 )
@@ -109,6 +116,8 @@ def _resume() -> Sequence[str]:
 def main() -> None:
   """Plays all rounds, writes the report, prints the table."""
   plan, run_dir = _plan(), RunDir(_OUT_DIR.value)
+  if _TENSORBOARD.value:
+    tensorboard.require()
   world = None
   if plan.world != "synthetic":
     world = worlds.load(plan.world)
@@ -118,7 +127,9 @@ def main() -> None:
   def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
-  table = study.run_study(plan, run_dir, world, say)
+  table = study.run_study(
+    plan, run_dir, world, say, tensorboard=_TENSORBOARD.value
+  )
   print(table_text(table))
   print("\n".join(map(str, run_dir.outputs())))
 

@@ -80,6 +80,11 @@ _HYPERPARAM = flags.DEFINE_multi_string(
   "A number of the learner, as penalty_scale=0.5 or group_weights=1,2;"
   " repeatable.",
 )
+_TENSORBOARD = flags.DEFINE_boolean(
+  "tensorboard",
+  False,
+  "Write the folder tensorboard in --out_dir, too; needs the extra of that name.",
+)
 _KEEP = flags.DEFINE_integer("keep", 3, "Checkpoints to keep.", 1)
 
 
@@ -134,6 +139,7 @@ def _train_on_file(config: TrainConfig) -> TrainState:
       },
       keep=_KEEP.value,
       mesh=mesh,
+      tensorboard=_TENSORBOARD.value,
     )
 
 
@@ -177,6 +183,7 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
         jnp.asarray(log.manifest.stddev, jnp.float32),
       ),
       stream=pool,
+      tensorboard=_TENSORBOARD.value,
     )
 
 

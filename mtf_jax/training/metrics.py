@@ -12,6 +12,10 @@ import numpy as np
 from absl import logging
 
 from mtf_jax.io import InputError, require_file, write_text
+from mtf_jax.training.tensorboard import TensorBoard
+
+_BAR = 20  # Characters.
+_PLAIN_EVERY = 30.0  # Seconds between lines where there is no terminal.
 
 
 def summarize(metrics: Any) -> dict[str, Any]:
@@ -44,15 +48,22 @@ class MetricsWriter:
     step: step from which the run goes on. Rows of later steps, which an
       interrupted run wrote after its last checkpoint, are dropped, and so is
       what a killed run left of a last line.
+    board: shown every row, too.
 
   Raises:
     InputError: a line is no row, which no interruption explains; or the file
       could not be read or written.
   """
 
-  def __init__(self, path: str | os.PathLike[str], step: int):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    step: int,
+    board: TensorBoard | None = None,
+  ):
     """Drops what is later than `step`, by an atomic rewrite."""
     self._path = pathlib.Path(path)
+    self._board = board
     try:
       if self._path.exists():
         require_file(self._path, "a metrics file (.jsonl)")
@@ -71,6 +82,8 @@ class MetricsWriter:
     try:
       with self._path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
+      if self._board is not None:
+        self._board.write(row)
     except OSError as error:
       raise self._unwritable(error) from error
 
@@ -118,15 +131,15 @@ def _step_of(line: bytes) -> int | None:
 
 
 class Progress:
-  """A line with updates a second and the time left.
+  """A bar with updates a second and the time left.
 
-  On a terminal it overwrites itself; elsewhere nothing is printed, because the
-  metrics file holds the same.
+  On a terminal it overwrites itself. Elsewhere a plain line says the same every
+  half minute, so that the log of a job tells whether it goes on.
 
   Args:
     step: updates done at the start.
     num_updates: updates in all.
-    stream: where the line goes.
+    stream: where it goes.
   """
 
   def __init__(self, step: int, num_updates: int, stream: TextIO = sys.stderr):
@@ -135,6 +148,7 @@ class Progress:
     self._stream = stream
     self._step = step
     self._start: tuple[int, float] | None = None
+    self._said = 0.0
 
   def update(self, step: int) -> float | None:
     """Shows that `step` updates are done.
@@ -145,18 +159,22 @@ class Progress:
     now = time.monotonic()
     rate = None
     if self._start is None:
-      self._start = (step, now)
+      self._start, self._said = (step, now), now
     else:
       first_step, first_time = self._start
       rate = (step - first_step) / max(now - first_time, 1e-9)
+    left = "" if rate is None else f", {self._clock(step, rate)} left"
+    speed = "compiled" if rate is None else f"{rate:.1f} updates/s"
+    share = step / self._num_updates
+    text = f"{step}/{self._num_updates} ({share:.0%}), {speed}{left}"
     if self._stream.isatty():
-      left = "" if rate is None else f", {self._clock(step, rate)} left"
-      speed = "compiled" if rate is None else f"{rate:.1f} updates/s"
-      share = step / self._num_updates
+      done = "#" * int(_BAR * share)
       end = "\n" if step >= self._num_updates else ""
-      self._stream.write(
-        f"\r{step}/{self._num_updates} ({share:.0%}), {speed}{left}    {end}"
-      )
+      self._stream.write(f"\r[{done:-<{_BAR}}] {text}    {end}")
+      self._stream.flush()
+    elif now - self._said >= _PLAIN_EVERY:
+      self._said = now
+      self._stream.write(f"{text}\n")
       self._stream.flush()
     return rate
 

@@ -23,6 +23,7 @@ from mtf_jax.distributed import processes
 from mtf_jax.io import InputError, require_file
 from mtf_jax.learners.base import Learner, Normalization, normalization_from
 from mtf_jax.training import loop, machine
+from mtf_jax.training import tensorboard as tensorboard_lib
 from mtf_jax.training.checkpoints import (
   OWN_KEYS,
   CheckpointError,
@@ -112,6 +113,7 @@ def train_in_folder(
   mesh: Mesh | None = None,
   normalization: Normalization | None = None,
   stream: ShardPool | None = None,
+  tensorboard: bool = False,
 ) -> loop.TrainState:
   """Trains until `config.num_updates` updates are done in all.
 
@@ -135,6 +137,8 @@ def train_in_folder(
     normalization: of the observations; that of the dataset if omitted.
     stream: gives the rows to train on where they do not all fit, `dataset`
       then being an example of them. Its position is in every checkpoint.
+    tensorboard: whether the folder `tensorboard` gets the metrics, too, and at
+      the end the configuration and the last row. Needs the extra of that name.
 
   Returns:
     The trained state.
@@ -152,6 +156,8 @@ def train_in_folder(
   """
   # First what may be refused: a bad configuration leaves no folder.
   check_keep(keep)
+  if tensorboard:
+    tensorboard_lib.require()
   learner = make_learner(config, dataset)
   if learner.fit is not None:
     config = dataclasses.replace(
@@ -167,7 +173,7 @@ def train_in_folder(
     return _train_along(config, learner, state, rows, mesh)
   with folder_lock.hold(out_dir):
     return _train_held(
-      config, learner, state, rows, out_dir, record, keep, mesh
+      config, learner, state, rows, out_dir, record, keep, mesh, tensorboard
     )
 
 
@@ -236,6 +242,7 @@ def _train_held(
   record: Mapping[str, Any],
   keep: int,
   mesh: Mesh | None,
+  tensorboard: bool,
 ) -> loop.TrainState:
   """`train_in_folder` while no other process writes there."""
   checkpoints = Checkpoints(out_dir / "checkpoints", keep=keep)
@@ -258,9 +265,18 @@ def _train_held(
       )
       record = {**record, "machines": machines}
     state = processes.from_first(state)
-    return _train(
-      config, learner, state, rows, out_dir, checkpoints, record, mesh
-    )
+    board = None
+    if tensorboard:
+      board = tensorboard_lib.TensorBoard(
+        out_dir / "tensorboard", int(state.step)
+      )
+    try:
+      return _train(
+        config, learner, state, rows, out_dir, checkpoints, record, mesh, board
+      )
+    finally:
+      if board is not None:
+        board.close()
   except loop.NonFiniteError as error:
     last_good = processes.whole(error.state)
     if error.step not in checkpoints.steps():
@@ -315,10 +331,11 @@ def _train(
   checkpoints: Checkpoints,
   record: Mapping[str, Any],
   mesh: Mesh | None,
+  board: tensorboard_lib.TensorBoard | None,
 ) -> loop.TrainState:
   """The loop, with a row of metrics a chunk and a checkpoint now and then."""
   first_step = int(state.step)
-  writer = MetricsWriter(out_dir / "metrics.jsonl", first_step)
+  writer = MetricsWriter(out_dir / "metrics.jsonl", first_step, board)
   progress = Progress(first_step, config.num_updates)
   negative_targets = NegativeTargetWarning()
 
@@ -330,6 +347,8 @@ def _train(
     writer.write(
       {"step": step, "time": time.time(), "updates_per_s": rate, **row}
     )
+    if board is not None and step == config.num_updates:
+      board.finish(config.to_json(), dict(tensorboard_lib.scalars(row)), step)
     if _is_due(config, step):
       checkpoints.save(step, processes.whole(state), _at(record, rows, step))
 

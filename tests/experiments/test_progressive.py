@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 _ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = (
   *("resume", "rounds", "seeds", "leaving", "world"),
-  *("parallel_seeds", "learners", "exploration", "es_steps"),
+  *("parallel_seeds", "learners", "exploration", "es_steps", "tensorboard"),
 )
 
 
@@ -162,17 +162,21 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
       function = getattr(play.rounds_lib, name)
       patch.setattr(play.rounds_lib, name, _killed_in_call(function, nth))
       with pytest.raises(KeyboardInterrupt):
-        launch(f"--out_dir={killed}", *options, *resume)
+        launch(f"--out_dir={killed}", *options, *resume, "--tensorboard")
     assert not (killed / "summary.json").exists()
   # The first run has drawn these pictures.
   monkeypatch.setattr(study.report_html, "image", lambda figure, alt: alt)
-  launch(f"--out_dir={killed}", *options, "--resume")
+  launch(f"--out_dir={killed}", *options, "--resume", "--tensorboard")
   said = capsys.readouterr().err
   assert "going on after round 1" in said and "going on after round 2" in said
   assert _numbers(killed) == summary
   for learner in ("integrated_rl", "td3_bc_mlp", "bc"):
     rows = (killed / folder / learner / "metrics.jsonl").read_text()
     assert rows == (whole / folder / learner / "metrics.jsonl").read_text()
+    # A file of every start, and the final figures.
+    board = killed / folder / learner / "tensorboard"
+    assert list(board.glob("events*")) and list(board.glob("final/events*"))
+  assert not (whole / folder / "bc" / "tensorboard").exists()
   found = [json.loads(line) for line in rows.splitlines()]
   assert [(row["step"], row["seed"]) for row in found] == [
     (step, seed) for step in (4, 8, 12, 16) for seed in (0, 1)

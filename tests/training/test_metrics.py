@@ -1,5 +1,6 @@
 import io
 import json
+import pty
 import resource
 from typing import NamedTuple
 
@@ -133,10 +134,34 @@ def test_progress_shows_rate_and_time_left(monkeypatch):
   assert "300/1000 (30%), 20.0 updates/s, 0:00:35 left" in terminal.getvalue()
 
 
-def test_progress_is_silent_in_a_file():
+def test_progress_on_a_pseudo_terminal_overwrites_its_line(monkeypatch):
+  clock = iter([0.0, 1.0, 2.0])
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
+  reader, writer = pty.openpty()
+  with open(reader, "rb", buffering=0) as shown, open(writer, "w") as terminal:
+    progress = metrics.Progress(0, 40, terminal)
+    for step in (10, 20, 40):
+      progress.update(step)
+    text = shown.read(1000).decode()
+  first, second, last = text.split("\r")[1:4]
+  assert first.startswith("[#####---------------] 10/40 (25%), compiled")
+  assert "20/40 (50%), 10.0 updates/s, 0:00:02 left" in second
+  assert last.startswith("[####################] 40/40 (100%)")
+  # One line, ended when all is done.
+  assert "\n" not in first + second and text.count("\n") == 1
+
+
+def test_progress_is_a_plain_line_every_half_minute_in_a_file(monkeypatch):
+  clock = iter([0.0, 29.0, 31.0, 60.0, 62.0])
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
   stream = io.StringIO()
-  metrics.Progress(0, 10, stream).update(10)
-  assert not stream.getvalue()
+  progress = metrics.Progress(0, 100, stream)
+  for step in (10, 20, 41, 60, 72):
+    progress.update(step)
+  assert stream.getvalue() == (
+    "41/100 (41%), 1.0 updates/s, 0:00:59 left\n"
+    "72/100 (72%), 1.0 updates/s, 0:00:28 left\n"
+  )
 
 
 def test_negative_targets_are_warned_of_once(caplog):

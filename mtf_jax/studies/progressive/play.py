@@ -118,6 +118,7 @@ def _play_rounds(
   config, seeds = experiment.config, experiment.seeds
   updates = config.train.num_updates
   state, rounds, check, machines = experiment.start, [], None, []
+  board = None
   checkpoints = folder.open_rounds(config.rounds)
   try:
     restored = checkpoints.restore(
@@ -132,7 +133,8 @@ def _play_rounds(
       say(f"{folder.path}: going on after round {len(rounds)}.")
     else:
       folder.check_no_round_is_lost(updates)
-    writer = MetricsWriter(folder.metrics, len(rounds) * updates)
+    board = watch.board(folder.path, len(rounds) * updates)
+    writer = MetricsWriter(folder.metrics, len(rounds) * updates, board)
     if restored is not None:
       folder.check_metrics(found.get("metrics_sha256"))
     if len(rounds) < config.rounds:
@@ -159,8 +161,21 @@ def _play_rounds(
           f" {config.rounds}: reward {gain_cell(of_seed, 'reward')} % over the"
           " baseline policy"
         )
+      if board is not None and number + 1 == config.rounds:
+        board.finish(
+          {**config.train.to_json(), "rounds": config.rounds},
+          {
+            f"seed_{seed}/{name}": value
+            for seed, of_seed in zip(seeds, figures, strict=True)
+            for name, value in of_seed.items()
+            if isinstance(value, int | float)
+          },
+          config.rounds * updates,
+        )
   finally:
     checkpoints.close()
+    if board is not None:
+      board.close()
   return state, rounds, check
 
 

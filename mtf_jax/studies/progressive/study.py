@@ -38,6 +38,8 @@ def run_study(
   run_dir: RunDir,
   world: World | None,
   say: play.Say,
+  *,
+  tensorboard: bool = False,
 ) -> Table:
   """Plays all rounds that are not yet played, and writes the report.
 
@@ -48,6 +50,9 @@ def run_study(
     run_dir: its folder, claimed or resumed.
     world: the fitted world, None for a synthetic one of each seed.
     say: told of what happens.
+    tensorboard: whether every learner's folder gets the metrics of its rounds
+      as a folder `tensorboard`, too, and at the end the configuration and the
+      last round's figures. Needs the extra of that name.
 
   Returns:
     The table to show: of the only learner, or over all.
@@ -58,11 +63,15 @@ def run_study(
   """
   with run_dir.hold():
     run_dir.check(plan)
-    return _run(plan, run_dir, world, say)
+    return _run(plan, run_dir, world, say, tensorboard)
 
 
 def _run(
-  plan: Plan, run_dir: RunDir, world: World | None, say: play.Say
+  plan: Plan,
+  run_dir: RunDir,
+  world: World | None,
+  say: play.Say,
+  tensorboard: bool,
 ) -> Table:
   started = time.monotonic()
   configs, config = plan.configs, plan.config
@@ -71,6 +80,7 @@ def _run(
   watch = Watch(
     runs * 2 * config.rounds * config.train.num_updates,
     config.train.chunk_size,
+    tensorboard,
   )
   study_learners: dict[str, study_learner_lib.StudyLearner] = {}
   results: dict[tuple[int, str], dict[str, Any]] = {}

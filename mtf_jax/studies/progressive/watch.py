@@ -1,5 +1,6 @@
 """How far a progressive run is: a progress line and the rows of metrics."""
 
+import pathlib
 from collections.abc import Sequence
 
 from mtf_jax.studies.progressive import rounds as rounds_lib
@@ -10,6 +11,7 @@ from mtf_jax.training.metrics import (
   Progress,
   summarize,
 )
+from mtf_jax.training.tensorboard import TensorBoard
 
 
 class Watch:
@@ -18,18 +20,26 @@ class Watch:
   Args:
     total: updates in all.
     chunk_size: updates of a chunk.
+    tensorboard: whether runs write the folder `tensorboard`, too.
   """
 
-  def __init__(self, total: int, chunk_size: int):
+  def __init__(self, total: int, chunk_size: int, tensorboard: bool = False):
     """Nothing is done yet."""
     self._progress = Progress(0, total)
     self._negative_targets = NegativeTargetWarning()
     self._done = 0
     self._chunk_size = chunk_size
+    self._tensorboard = tensorboard
 
   def skip(self, updates: int) -> None:
     """Counts updates that an earlier run did."""
     self._done += updates
+
+  def board(self, folder: pathlib.Path, step: int) -> TensorBoard | None:
+    """Of a run's folder, from a step on; None where it was not asked for."""
+    if not self._tensorboard:
+      return None
+    return TensorBoard(folder / "tensorboard", step)
 
   def follow(
     self, seeds: Sequence[int], writer: MetricsWriter | None, before: int
