@@ -4,7 +4,7 @@
   python -m experiments.progressive --preset=smoke --out_dir=runs/smoke
   python -m experiments.progressive --world=kuairand.world --seeds=0,1
   python -m experiments.progressive --seeds=10,11,12,13 --parallel_seeds=2
-  python -m experiments.progressive --learners=integrated_rl,integrated_rl:mlp
+  python -m experiments.progressive --learners=slope_regression,integrated_rl
 
 Killed in any round, the same command with `--resume` goes on from there.
 Matplotlib (the `plots` extra) adds `report.html`.
@@ -61,13 +61,6 @@ _EXPLORATION = flags.DEFINE_enum(
   list(EXPLORATIONS),
   "How often the deviation in the box is drawn, instead of the preset's.",
 )
-_ES_STEPS = flags.DEFINE_integer(
-  "es_steps",
-  None,
-  "Steps of the evolution strategy (ES) that finds the baseline policy, instead"
-  " of the preset's.",
-  lower_bound=2,
-)
 _LEAVING = flags.DEFINE_list(
   "leaving",
   [next(iter(LEAVING_MODELS))],
@@ -92,9 +85,6 @@ def _plan() -> Plan:
     config = dataclasses.replace(config, rounds=_ROUNDS.value)
   if _EXPLORATION.value is not None:
     config = dataclasses.replace(config, exploration=_EXPLORATION.value)
-  if _ES_STEPS.value is not None:
-    search = config.es_search._replace(iterations=_ES_STEPS.value)
-    config = dataclasses.replace(config, es_search=search)
   with launch.refusals("--"):  # They name the flag first.
     return Plan(
       world=_WORLD.value,
@@ -102,7 +92,9 @@ def _plan() -> Plan:
       seeds=tuple(_SEEDS.value),
       parallel_seeds=_PARALLEL_SEEDS.value,
       leaving=tuple(_LEAVING.value),
-      learners=tuple(_LEARNERS.value or [config.train.learner]),
+      learners=tuple(
+        _LEARNERS.value or config_lib.DEFAULT_LEARNERS[_PRESET.value]
+      ),
       config=config,
     )
 

@@ -35,6 +35,8 @@ from mtf_jax.learners import actor_critic, base, slope_statistics
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.learners.slope_statistics import Frame, Slopes, Statistics
 
+# Of a step, in half-widths: rounding must not leave the box.
+_REACH = 0.999
 _BLOCK = 2048  # transitions whose products are in memory at once
 
 
@@ -114,7 +116,7 @@ def displacement(policy: Policy, observation: chex.Array) -> jax.Array:
     slopes, curvature = inputs
     slope = jnp.sum(slopes * phi[None, :], axis=1) - curvature * d
     # Of a round to come: no slopes, and nothing that pulls back.
-    moved = d + jnp.clip(slope / curvature, -1, 1)
+    moved = d + jnp.clip(slope / curvature, -_REACH, _REACH)
     return jnp.where(jnp.any(slopes != 0), moved, d), None
 
   start = jnp.zeros_like(policy.frame.centre)

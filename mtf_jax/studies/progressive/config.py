@@ -206,6 +206,13 @@ _NETWORKS = {
 }
 
 
+# Learners of a preset, the first of which the summary speaks of.
+DEFAULT_LEARNERS = {
+  "smoke": ("integrated_rl",),
+  "cpu": ("slope_regression",),
+  "paper": ("integrated_rl",),
+}
+
 PRESETS = {
   # Seconds, and those mostly the compiler's: that everything runs; too few
   # rows to learn from.
