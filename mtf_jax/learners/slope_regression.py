@@ -43,16 +43,12 @@ _BLOCK = 2048  # transitions whose products are in memory at once
 class Hyperparams(NamedTuple):
   """Numbers of the algorithm: leaves of the state, so none of them recompiles.
 
-  discount: of the returns; 1 is what sessions are judged by.
   curvature: share of the mean return that a deviation of one half-width of one
     component is taken to cost, times two. Less steps further.
-  memory: weight that statistics of earlier rounds keep from round to round.
   group_weights: one number or one for each group.
   """
 
-  discount: chex.Numeric = 1.0
   curvature: chex.Numeric = 0.005
-  memory: chex.Numeric = 1.0
   group_weights: chex.Numeric = 1.0
 
 
@@ -167,9 +163,6 @@ def begin_round(state: State) -> State:
   following = state._replace(
     served=policy(state),
     round=state.round + 1,
-    statistics=jax.tree.map(
-      lambda total: state.hyperparams.memory * total, state.statistics
-    ),
   )
   return jax.tree.map(
     lambda new, old: jnp.where(seen, new, old), following, state
@@ -200,7 +193,7 @@ def _metrics(state: State, left_out: jax.Array) -> Metrics:
   return Metrics(
     transitions=state.statistics.rows,
     left_out=left_out,
-    value_explained=1 - slopes.noise / slopes.variance,
+    value_explained=jnp.clip(1 - slopes.noise / slopes.variance, 0, 1),
     slope_spread=size(slopes.mean),
     slope_error=size(slopes.error),
   )
@@ -278,9 +271,7 @@ def value(
 
 
 _BOUNDS = {
-  "discount": (0.0, 1.0),
   "curvature": (1e-6, np.inf),
-  "memory": (0.0, 1.0),
   "group_weights": (-np.inf, np.inf),
 }
 

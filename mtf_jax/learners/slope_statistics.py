@@ -182,7 +182,7 @@ def solve(
   """
   count = jnp.maximum(statistics.rows, 1)
   num_values = statistics.value_gram.shape[0]
-  ridge = _RIDGE * count * jnp.eye(num_values)
+  ridge = _RIDGE * count * jnp.eye(num_values, dtype=count.dtype)
   value = jnp.linalg.solve(
     statistics.value_gram + ridge, statistics.value_moment
   )
@@ -203,14 +203,14 @@ def solve(
   # The curvature that is assumed moves to the other side of the equations.
   bent = statistics.gram[:, :num_features, num_features]
   bend = curvature * mean_return
-  moment = residual[:, :num_features] - bent[..., None] * bend
+  moment = residual[:, :num_features] - bent[..., None] * bend[None, None]
   keep = _informative(gram)
   both = keep[:, None] & keep[None, :]
   gram = jnp.where(both[None], gram, 0)
   moment = jnp.where(keep[None, :, None], moment, 0)
-  identity = jnp.eye(num_features)[None]
+  identity = jnp.eye(num_features, dtype=count.dtype)[None]
   # Rows without information: a coefficient of 0, whatever the prior.
-  known = gram + jnp.where(keep[:, None], 1e-6 * count, 1) * identity
+  known = gram + jnp.where(keep[None, :, None], 1e-6 * count, 1) * identity
   inverse = jnp.linalg.inv(known)
   total = moment @ group_weights
   ordinary = jnp.einsum("kij,kj->ki", inverse, total)
@@ -218,11 +218,11 @@ def solve(
     keep[None], noise * jnp.diagonal(inverse, axis1=1, axis2=2), 0
   )
   groups = jnp.asarray(_groups(*ordinary.shape)) & keep[None, None]
-  members = jnp.maximum(jnp.sum(groups, axis=(1, 2)), 1)
+  members = jnp.maximum(jnp.sum(groups, axis=(1, 2), dtype=count.dtype), 1)
   excess = jnp.sum(
-    jnp.where(groups, jnp.square(ordinary) - variance, 0), axis=(1, 2)
+    jnp.where(groups, (jnp.square(ordinary) - variance)[None], 0), axis=(1, 2)
   )
-  floor = jnp.sum(jnp.where(groups, variance, 0), axis=(1, 2)) * 1e-6
+  floor = jnp.sum(jnp.where(groups, variance[None], 0), axis=(1, 2)) * 1e-6
   spread = jnp.maximum(excess, floor + 1e-12) / members
   prior = jnp.sum(jnp.where(groups, spread[:, None, None], 0), axis=0)
   # Posterior mean `(gram / noise + 1 / prior)^-1 moment / noise`, scaled so that

@@ -198,7 +198,7 @@ def _tuples(value: Any) -> Any:
 
 # Returns of whole sessions, as they are judged, and corners: the slope is known
 # three times as well.
-_SLOPES = {"draw": "corners", "num_steps": 16, "hyperparams": {"discount": 1.0}}
+_SLOPES = {"draw": "corners", "num_steps": 16}
 _NETWORKS = {
   "critic": "box",
   "ensemble_size": 2,
