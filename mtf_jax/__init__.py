@@ -9,8 +9,10 @@ from mtf_jax.kernels.exploration import (
   ActionBox,
   action_box,
   box_log_prob,
+  corners_log_prob,
   gaussian_log_prob,
   sample_box,
+  sample_corners,
   sample_gaussian,
 )
 from mtf_jax.kernels.fusion import (
@@ -43,6 +45,7 @@ __all__ = [
   "actor_loss",
   "bootstrap_weight",
   "box_log_prob",
+  "corners_log_prob",
   "critic_loss",
   "discounted_returns",
   "ensemble_mean_std",
@@ -53,6 +56,7 @@ __all__ = [
   "rank_slate",
   "relaxation_penalty",
   "sample_box",
+  "sample_corners",
   "sample_gaussian",
   "td_targets",
   "weights_from_action",

@@ -151,6 +151,32 @@ def test_sample_box_is_uniform_and_independent():
   assert not _alarm(_box_p_values(actions, _BOX))
 
 
+def test_corners_are_drawn_alike_and_independently():
+  actions = _draw(mtf_jax.sample_corners, _BOX)
+  lower, upper = (np.asarray(bound) for bound in _BOX)
+  upwards = actions == upper
+  assert np.all(upwards | (actions == lower))
+  # Every corner as often as any other: chi-square over all of them.
+  corner = upwards @ (1 << np.arange(upwards.shape[1]))
+  counts = np.bincount(corner, minlength=1 << upwards.shape[1])
+  expected = len(actions) / counts.size
+  chi_square = np.sum(np.square(counts - expected) / expected)
+  assert abs(chi_square - counts.size) < 5 * np.sqrt(2 * counts.size)
+
+
+def test_the_propensity_of_a_corner_is_its_share_of_the_corners():
+  box = mtf_jax.ActionBox(
+    jnp.array([0.0, -0.5, 0.2]), jnp.array([1.0, 0.5, 0.2])
+  )
+  # The third component does not explore.
+  for action in ([0.0, 0.5, 0.2], [1.0, 0.5, 0.2]):
+    found = mtf_jax.corners_log_prob(jnp.array(action), box)
+    np.testing.assert_allclose(found, -np.log(4), rtol=1e-6)
+  for action in ([0.5, 0.5, 0.2], [0.0, 0.5, 0.3], [np.nan, 0.5, 0.2]):
+    found = mtf_jax.corners_log_prob(jnp.array(action), box)
+    assert found == -jnp.inf
+
+
 @pytest.mark.parametrize(
   "wrong",
   [

@@ -5,7 +5,7 @@ request, and a policy over all of [-1, 1]^A that is told nothing of the box.
 `told_box` has whatever is known here besides: the policy is `a = centre +
 half_width u`, the critics are box-aware, and the targets are returns of the whole
 session. Only the fusion method of the paper knows the box in either; its
-`told_box` is the package's own setting. Numbers that say how fast a method learns
+`told_box` is the package's own setting, as is the slope regression. Numbers that say how fast a method learns
 are not those of its paper, which trains for a hundred times as many updates: they
 are tuned, with as many trials for each method.
 """
@@ -66,6 +66,14 @@ METHODS = {
       "actor_learning_rate": _RATES,
       "uncertainty_scale": (0.0, 0.1, 0.5, 2.0),
     },
+    num_critics=None,
+  ),
+  "slope_regression": Method(
+    "slope_regression",
+    "slope regression",
+    {},
+    {"curvature": (1e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2, 3e-2)},
+    versions=("told_box",),
     num_critics=None,
   ),
   "bc": Method(
