@@ -30,12 +30,15 @@ _PRESET = flags.DEFINE_enum(
 _LOG_DIR = launch.define_in_dir(
   "log_dir",
   None,
-  "KuaiRand folder: response models fitted to the days before `test_from` are"
-  " then compared with the impressions of the days from it on, and with every"
-  " day's after a fit to the others.",
+  "KuaiRand folder that the world was fitted to: its users are then asked for what"
+  " they were really shown, and every day's rates are compared with fits to the"
+  " others.",
 )
-_TEST_FROM = flags.DEFINE_integer(
-  "test_from", 20220505, "First held-out day.", 1
+_FIT_BEFORE = flags.DEFINE_integer(
+  "fit_before", None, "First day that the fit did not see, as in the fit.", 1
+)
+_JUDGE_FROM = flags.DEFINE_integer(
+  "judge_from", None, "First day to compare on; all days if not given.", 1
 )
 _MAX_UNKNOWN_SHARE = launch.define_max_unknown_share()
 _OUT_DIR = launch.define_out_dir("runs/audit")
@@ -50,10 +53,11 @@ def main() -> None:
     from mtf_jax.studies.audit import held_out_days
 
     with launch.refusals():  # They name the flag, or file, row and column.
-      reference, found = held_out_days.held_out_comparison(
+      reference, found = held_out_days.own_log_comparison(
+        world,
         _LOG_DIR.value,
-        test_from=_TEST_FROM.value,
-        seed=0,
+        fit_before=_FIT_BEFORE.value,
+        judge_from=_JUDGE_FROM.value,
         max_unknown_share=_MAX_UNKNOWN_SHARE.value,
       )
       days = held_out_days.days_left_out(

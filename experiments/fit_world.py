@@ -23,6 +23,13 @@ _OUT = launch.define_out_file("out", "kuairand.world", "World file to write.")
 _TEST_FROM = flags.DEFINE_integer(
   "test_from", 20220505, "First of the ranker's test days.", 1
 )
+_FIT_BEFORE = flags.DEFINE_integer(
+  "fit_before",
+  None,
+  "First day that neither ranker nor responses see, left to judge by; none if not"
+  " given.",
+  1,
+)
 _MAX_UNKNOWN_SHARE = launch.define_max_unknown_share()
 _NUM_USERS = flags.DEFINE_integer("num_users", 8192, "Users kept.", 1)
 _POOL_SIZE = flags.DEFINE_integer(
@@ -57,6 +64,7 @@ def main() -> None:
       num_candidates=_CANDIDATES.value,
       slate_size=_SLATE_SIZE.value,
       seed=_SEED.value,
+      fit_before=_FIT_BEFORE.value,
       max_unknown_share=_MAX_UNKNOWN_SHARE.value,
     )
   print(f"rows {fit.num_rows}, repetitions dropped {fit.num_duplicates}")

@@ -5,9 +5,9 @@
     --out=runs/log_gauc.json
 
 `--run` is the folder of `experiments.progressive --world=kuairand.world`; all
-its seeds, leaving models and learners are evaluated. The ranker is trained again as
-`fit_world` did; `--test_from` and `--seed` must be those of the fit. The
-world's response model was fitted to all days, the held-out ones included. Needs
+its seeds, leaving models and learners are evaluated. The ranker is trained again
+as `fit_world` did; `--test_from`, `--fit_before` and `--seed` must be those of
+the fit, `--judge_from` is free: from `--fit_before` on nothing was fitted. Needs
 the `data` extra.
 """
 
@@ -41,7 +41,13 @@ _OUT = launch.define_out_file(
   "out", "runs/log_gauc.json", "JSON file to write."
 )
 _TEST_FROM = flags.DEFINE_integer(
-  "test_from", 20220505, "First held-out day, as in the fit.", 1
+  "test_from", 20220505, "Ranker's first held-out day, as in the fit.", 1
+)
+_FIT_BEFORE = flags.DEFINE_integer(
+  "fit_before", None, "First day that the fit did not see, as in the fit.", 1
+)
+_JUDGE_FROM = flags.DEFINE_integer(
+  "judge_from", None, "First day to judge on; --test_from if not given.", 1
 )
 _MAX_UNKNOWN_SHARE = launch.define_max_unknown_share()
 _SEED = launch.define_seed("seed", 0, "Seed of the fit.")
@@ -77,6 +83,8 @@ def main() -> None:
       world,
       test_from=_TEST_FROM.value,
       seed=_SEED.value,
+      fit_before=_FIT_BEFORE.value,
+      judge_from=_JUDGE_FROM.value,
       max_unknown_share=_MAX_UNKNOWN_SHARE.value,
     )
   dates = np.unique(rows.date)
@@ -84,7 +92,7 @@ def main() -> None:
   result = {
     "fingerprint": fingerprint(world),
     "run": _RUN.value,
-    "note": log_gauc.NOTE,
+    "note": log_gauc.note(_FIT_BEFORE.value),
     "chosen_on": int(dates[0]),
     "days": [],
   }
@@ -97,7 +105,7 @@ def main() -> None:
     result["days"].append({"dates": evaluated_on.tolist(), "leaving": figures})
     for leaving, found in figures.items():
       title = _title(leaving, evaluated_on, dates[0])
-      print(tables.text(log_gauc.table(title, found)))
+      print(tables.text(log_gauc.table(title, found, _FIT_BEFORE.value)))
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   write_json(out, result)

@@ -320,9 +320,14 @@ def read_log(
 
 
 def split_days(
-  log: ImpressionLog, test_from: int
+  log: ImpressionLog, test_from: int, name: str = "test_from"
 ) -> tuple[ImpressionLog, ImpressionLog]:
   """Splits by whole days: before `test_from` (YYYYMMDD), and from it on.
+
+  Args:
+    log: impressions.
+    test_from: the day.
+    name: what a caller calls it.
 
   Raises:
     InputError: one of the two parts would be empty.
@@ -331,9 +336,9 @@ def split_days(
   if later.all() or not later.any():
     days = np.unique(log.date)
     raise InputError(
-      f"test_from: expected one of the log's {len(days)} days"
+      f"{name}: expected one of the log's {len(days)} days"
       f" ({days[0]} to {days[-1]}) and not the first, found {test_from}; give"
-      " another --test_from."
+      f" another --{name}."
     )
   return log.select(~later), log.select(later)
 

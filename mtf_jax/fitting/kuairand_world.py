@@ -94,12 +94,13 @@ def fit_world(
   num_candidates: int,
   slate_size: int,
   seed: int,
+  fit_before: int | None = None,
   max_unknown_share: float = 0.0,
 ) -> Fit:
   """Fits the world to a KuaiRand log folder.
 
   The ranker sees the days before `test_from` only and is tested on the others;
-  the response model, the truth of the world, sees all days.
+  the response model, the truth of the world, sees all days before `fit_before`.
 
   Args:
     log_dir: folder in KuaiRand's own layout.
@@ -109,6 +110,8 @@ def fit_world(
     num_candidates: candidates of a request.
     slate_size: items shown of them.
     seed: of the fits and of what is drawn.
+    fit_before: first day that nothing of the world sees, as 20220507, so that
+      something is left to judge it by; all days are seen if omitted.
     max_unknown_share: share of the rows that may be of unknown users or videos;
       see `kuairand.iterate_log`.
 
@@ -125,6 +128,8 @@ def fit_world(
   log, duplicates = kuairand.read_log(
     log_dir, catalogue, max_unknown_share=max_unknown_share
   )
+  if fit_before is not None:
+    log, _ = kuairand.split_days(log, fit_before, "fit_before")
   check_log(log)
   earlier, later = kuairand.split_days(log, test_from)
   ranker = ranker_lib.train_ranker(earlier, catalogue, seed)

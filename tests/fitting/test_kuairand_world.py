@@ -123,8 +123,6 @@ def test_a_log_of_random_exposure_alone_is_refused_by_file(folder, tmp_path):
   kuairand_files.write_csv(copy / "log_standard_b.csv", header, rows)
   with pytest.raises(InputError, match=r"found none among 1200: .* standard"):
     kuairand_world.fit_world(copy, test_from=20220429, **_SIZES)
-  with pytest.raises(InputError, match=r"found none among 800: .* standard"):
-    held_out_days.held_out_comparison(copy, test_from=20220429, seed=0)
 
 
 def test_a_launcher_leaves_no_file_of_a_refused_fit(folder, tmp_path):
@@ -151,12 +149,8 @@ def test_unknown_ids_are_tolerated_wherever_a_log_is_read(
   lines = kuairand_files.lines_of(copy)
   kuairand_files.write_lines(copy, [*lines, lines[3]])
   kuairand_files.set_value(copy, 1201, "video_id", "77777")
-  for function, arguments in (
-    (held_out_days.held_out_comparison, {"test_from": 20220429}),
-    (held_out_days.days_left_out, {"days_per_fold": 4, "num_fits": 1}),
-  ):
-    with pytest.raises(InputError, match=r"row 1201: column video_id: .*77777"):
-      function(copy, seed=0, **arguments)
+  with pytest.raises(InputError, match=r"row 1201: column video_id: .*77777"):
+    held_out_days.days_left_out(copy, seed=0, days_per_fold=4, num_fits=1)
   facts = held_out_days.days_left_out(
     copy, days_per_fold=4, num_fits=1, seed=0, max_unknown_share=0.001
   )
@@ -200,14 +194,40 @@ def test_every_day_is_left_out_of_the_fits_that_judge_it(folder, fits):
     assert 0 < rate["standard_error"] < 0.03
 
 
-def test_held_out_comparison_is_fitted_to_the_earlier_days(folder, fits):
-  log, found = held_out_days.held_out_comparison(
-    folder, test_from=20220429, seed=0
+@pytest.fixture(scope="module")
+def early(folder):
+  """A world that has not seen the log's last two days."""
+  fit = kuairand_world.fit_world(
+    folder, test_from=20220428, fit_before=20220429, **_SIZES
   )
-  assert len(fits) > 1  # Posterior draws: one alone is noise.
-  assert all(days == list(range(20220425, 20220429)) for days in fits)
-  assert found["rows"] % log["rows"] == 0
-  errors = log["standard_errors"]
-  for name in ("valid", "click", "finish"):
-    gap = abs(found["rates"][name] - log["rates"][name])
-    assert gap < 4 * errors[name]
+  return fit.world
+
+
+def test_a_world_is_held_against_what_its_own_users_were_shown(folder, early):
+  log, found = held_out_days.own_log_comparison(
+    early, folder, fit_before=20220429, judge_from=20220429
+  )
+  catalogue = kuairand.read_catalogue(folder)
+  impressions, _ = kuairand.read_log(folder, catalogue)
+  seen, later = kuairand.split_days(impressions, 20220429)
+  users = kuairand_world.most_active(
+    np.bincount(seen.user, minlength=len(catalogue.user_ids)), 100
+  )
+  kept = np.isin(later.user, users) & (later.is_rand == 0)
+  assert log["rows"] == kept.sum()
+  assert found["rows"] == 4 * kept.sum()
+  # The answers are the world's: it was fitted to rates like the log's.
+  assert found["rates"]["click"] == pytest.approx(
+    log["rates"]["click"], rel=0.3
+  )
+
+
+def test_a_world_of_other_days_is_refused(folder, early):
+  with pytest.raises(InputError, match="log_dir, fit_before: expected the log"):
+    held_out_days.own_log_comparison(
+      early, folder, fit_before=None, judge_from=None
+    )
+  with pytest.raises(InputError, match="judge_from: expected one of the log's"):
+    held_out_days.own_log_comparison(
+      early, folder, fit_before=20220429, judge_from=20220601
+    )

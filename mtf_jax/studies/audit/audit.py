@@ -282,6 +282,9 @@ def audit(
     "effort": effort._asdict(),
     "tasks": list(TASKS),
     **marginal_errors(found, reference),
+    "slates_max_rel_error": marginal_errors(slates, reference)[
+      "marginals_max_rel_error"
+    ],
     **ranking_gain(world, slates),
     "reference": reference,
     "found": found,

@@ -1,4 +1,4 @@
-"""Days of a real log held out from the response fit, and what the fit says of them."""
+"""A real log beside what a world fitted to it says of the same impressions."""
 
 import os
 from typing import Any
@@ -8,17 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data import behaviours, kuairand
+from mtf_jax.fitting import kuairand_world
 from mtf_jax.fitting.response_fit import fit_response
 from mtf_jax.io import InputError
 from mtf_jax.studies.audit import marginals
 from mtf_jax.worlds import response as response_lib
+from mtf_jax.worlds.world import World
 
-# Fits that a held-out comparison averages, since effects are posterior draws
-# (one alone moves the like rate by some 3%), and simulated answers of each.
-_FITS = 4
-
-
-_ANSWERS = 2
+_ANSWERS = 4  # simulated ones to each impression: only the log's error remains
 
 
 def describe_log(log: kuairand.ImpressionLog) -> dict[str, Any]:
@@ -45,56 +42,67 @@ def _feedback(log: kuairand.ImpressionLog) -> np.ndarray:
   return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
 
 
-def held_out_comparison(
+def own_log_comparison(
+  world: World,
   log_dir: str | os.PathLike[str],
   *,
-  test_from: int,
-  seed: int,
+  fit_before: int | None,
+  judge_from: int | None,
   max_unknown_share: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Facts of the held-out days, real and as the fitted responses have them.
+  """Facts of a log, real and as the world that was fitted to it has them.
 
-  Response models are fitted to the earlier days alone, then asked for the later
-  days' own impressions: no policy is involved.
+  The world's own users are asked for what they were really shown: no policy is
+  involved, and no fit but the world's.
 
   Args:
-    log_dir: folder in KuaiRand's own layout.
-    test_from: first held-out day.
-    seed: of the fits and of the responses.
+    world: of `kuairand_world.fit_world`.
+    log_dir: the folder that it was fitted to.
+    fit_before: as `fit_world` was given.
+    judge_from: first day to compare on; all days if omitted.
     max_unknown_share: share of the rows that may be of unknown users or videos;
       see `kuairand.iterate_log`.
 
   Returns:
-    (`describe` of the log, `describe` of the responses).
+    (`describe` of the log, `describe` of the world's answers).
 
   Raises:
-    InputError: bad data, or a day on whose sides nothing can be fitted or held
-      out.
+    InputError: bad data, or the world was not fitted to this log.
   """
   catalogue = kuairand.read_catalogue(log_dir)
   log, _ = kuairand.read_log(
     log_dir, catalogue, max_unknown_share=max_unknown_share
   )
-  earlier, later = kuairand.split_days(log, test_from)
-  rng = np.random.default_rng(seed)
-  feedback = []
-  # Several fits and answers, so that only the log's own sampling error remains;
-  # the heterogeneity is that of one answer.
-  user = np.tile(later.user, _ANSWERS)
-  item = np.tile(later.item, _ANSWERS)
-  for fit in range(_FITS):
-    response, _ = fit_response(earlier, catalogue, rng)
-    response = jax.tree.map(jnp.asarray, response)
-    feedback.append(marginals.respond_to(response, user, item, seed + fit))
-  feedback = np.concatenate(feedback)
-  user, item = np.tile(user, _FITS), np.tile(item, _FITS)
-  once = slice(len(later.user))
+  fitted = log
+  if fit_before is not None:
+    fitted, _ = kuairand.split_days(log, fit_before, "fit_before")
+  if judge_from is not None:
+    _, log = kuairand.split_days(log, judge_from, "judge_from")
+  num_users = len(catalogue.user_ids)
+  rows = np.bincount(fitted.user, minlength=num_users)
+  users = kuairand_world.most_active(rows, world.user_features.shape[0])
+  opened = np.bincount(np.asarray(world.population), minlength=len(users))
+  if world.response.num_items != len(catalogue.video_ids) or not np.array_equal(
+    opened, np.maximum(rows[users], 1)
+  ):
+    raise InputError(
+      "log_dir, fit_before: expected the log and the day that the world was"
+      " fitted with, found other users or videos."
+    )
+  place = np.full(num_users, -1)
+  place[users] = np.arange(len(users))
+  log = log.select((log.is_rand == 0) & (place[log.user] >= 0))
+  user = np.tile(place[log.user], _ANSWERS)
+  item = np.tile(log.item, _ANSWERS)
+  feedback = marginals.respond_to(world.response, user, item)
   duration = catalogue.duration[item]
   found = marginals.describe(feedback, duration, user, item)
+  once = slice(len(log.user))
+  # The heterogeneity is that of one answer.
   found["icc"] = marginals.describe(
     feedback[once], duration[once], user[once], item[once]
   )["icc"]
-  return describe_log(later), found
+  return describe_log(log), found
 
 
 @jax.jit
@@ -127,7 +135,7 @@ def days_left_out(
     days_per_fold: consecutive days held out together.
     num_fits: fits averaged, since effects are posterior draws.
     seed: of the fits.
-    max_unknown_share: as in `held_out_comparison`.
+    max_unknown_share: as in `own_log_comparison`.
 
   Returns:
     `days`, a list with `date`, `rows` and by behaviour `log`, its

@@ -214,6 +214,7 @@ def markdown(result: Mapping[str, Any]) -> str:
   ]
   for key, label, wanted in (
     ("marginals_max_rel_error", "rates of frequent behaviours", 0.05),
+    ("slates_max_rel_error", "the same, default slates", 0.05),
     ("play_time_deciles_max_rel_error", "play-time deciles", 0.10),
     ("lift_max_rel_error", "lifts above 2, 100 joint events or more", 0.30),
   ):

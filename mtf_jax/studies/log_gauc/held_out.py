@@ -134,6 +134,8 @@ def read(
   *,
   test_from: int,
   seed: int,
+  fit_before: int | None = None,
+  judge_from: int | None = None,
   max_unknown_share: float = 0.0,
 ) -> HeldOut:
   """Reads the held-out days and trains the world's ranker again.
@@ -147,9 +149,12 @@ def read(
   Args:
     log_dir: the folder that `fit_world` was given.
     world: the fitted world.
-    test_from: the first held-out day, as `fit_world` was given; another one
-      must follow, so that weights chosen on the first can be judged.
+    test_from: the ranker's first held-out day, as `fit_world` was given.
     seed: as `fit_world` was given.
+    fit_before: as `fit_world` was given; None for a world that saw all days.
+    judge_from: first day to judge on, `test_from` if omitted and `fit_before` at
+      the best: days that nothing has seen. Another one must follow, so that
+      weights chosen on the first can be judged.
     max_unknown_share: share of the rows that may be of unknown users or videos;
       see `kuairand.iterate_log`.
 
@@ -164,17 +169,27 @@ def read(
   log, _ = kuairand.read_log(
     log_dir, catalogue, max_unknown_share=max_unknown_share
   )
-  earlier, later = kuairand.split_days(log, test_from)
+  judge_from = test_from if judge_from is None else judge_from
+  if judge_from < test_from:
+    raise InputError(
+      f"judge_from: expected a day from test_from = {test_from} on, since the"
+      f" ranker has seen those before, found {judge_from}."
+    )
+  fitted = log
+  if fit_before is not None:
+    fitted, _ = kuairand.split_days(log, fit_before, "fit_before")
+  earlier, _ = kuairand.split_days(fitted, test_from)
+  _, later = kuairand.split_days(log, judge_from, "judge_from")
   dates = np.unique(later.date)
   if len(dates) < 2:
     raise InputError(
-      "test_from: expected two held-out days or more, found"
-      f" {', '.join(map(str, dates))}; give an earlier --test_from."
+      "judge_from: expected two days to judge on or more, found"
+      f" {', '.join(map(str, dates))}; give an earlier --judge_from."
     )
   ranker = ranker_lib.train_ranker(earlier, catalogue, seed)
   values, _ = features.user_observations(ranker.encoder, catalogue)
   num_users = len(catalogue.user_ids)
-  rows = np.bincount(log.user, minlength=num_users)
+  rows = np.bincount(fitted.user, minlength=num_users)
   users = kuairand_world.most_active(rows, world.user_features.shape[0])
   _check_same_fit(world, users, values, ranker)
 

@@ -15,11 +15,23 @@ from mtf_jax.studies.log_gauc import held_out as held_out_lib
 from mtf_jax.studies.log_gauc.held_out import HeldOut
 
 BASE = "baseline policy"
-NOTE = (
-  "The days are held out from the ranker alone: all policies were"
-  " trained in a world whose response model was fitted to all days of the log,"
-  " these included."
-)
+
+
+def note(fit_before: int | None) -> str:
+  """What the world of the policies had seen of the days.
+
+  Args:
+    fit_before: first day that its fit did not see, if there is one.
+  """
+  seen = "all days of the log, these included"
+  if fit_before is not None:
+    seen = f"the days before {fit_before}"
+  return (
+    "The days are held out from the ranker: all policies were trained in a world"
+    f" whose response model was fitted to {seen}."
+  )
+
+
 # Powers of the free search: exp(+-4), so that a task can all but vanish.
 _POWER_RATE = 4.0
 
@@ -114,12 +126,15 @@ def evaluate(
   }
 
 
-def table(title: str, evaluated: Mapping[str, Any]) -> Table:
+def table(
+  title: str, evaluated: Mapping[str, Any], fit_before: int | None = None
+) -> Table:
   """`evaluate`'s figures for reading.
 
   Args:
     title: heading.
     evaluated: of `evaluate`.
+    fit_before: as in `note`.
   """
 
   def cell(value, interval, form):
@@ -134,10 +149,10 @@ def table(title: str, evaluated: Mapping[str, Any]) -> Table:
     )
     for name, figures in evaluated["mean"].items()
   ]
-  note = (
+  below = (
     f"{evaluated['users']} users with both labels ({evaluated['users_in_world']} of"
     f" them in the world), {evaluated['impressions']} impressions,"
     f" {len(evaluated['runs'])} seeds; 95% intervals over users, paired for"
-    f" differences. {NOTE}"
+    f" differences. {note(fit_before)}"
   )
-  return Table(title, note, ("weights", "MTF-GAUC", f"minus {BASE}"), rows)
+  return Table(title, below, ("weights", "MTF-GAUC", f"minus {BASE}"), rows)

@@ -60,6 +60,37 @@ def rows(fitted):
   return held_out.read(folder, world, test_from=_TEST_FROM, seed=0)
 
 
+def test_days_that_the_fit_did_not_see_are_judged(fitted):
+  """Fit days and judged days are apart: nothing is refused, and fewer rows."""
+  folder, _ = fitted
+  fit = kuairand_world.fit_world(
+    folder,
+    test_from=_TEST_FROM - 1,
+    fit_before=_TEST_FROM,
+    num_users=100,
+    pool_size=64,
+    num_candidates=20,
+    slate_size=4,
+    seed=0,
+  )
+  same = {"test_from": _TEST_FROM - 1, "seed": 0, "fit_before": _TEST_FROM}
+  found = held_out.read(folder, fit.world, judge_from=_TEST_FROM, **same)
+  assert found.date.min() == _TEST_FROM
+  whole = held_out.read(folder, fit.world, **same)
+  assert whole.date.min() == _TEST_FROM - 1
+  kept = whole.on(np.unique(found.date))
+  np.testing.assert_allclose(kept.scores, found.scores, rtol=1e-5)
+  with pytest.raises(ValueError, match="judge_from: expected a day from"):
+    held_out.read(folder, fit.world, judge_from=_TEST_FROM - 2, **same)
+  with pytest.raises(
+    ValueError, match="judge_from: expected two days to judge"
+  ):
+    held_out.read(folder, fit.world, judge_from=_TEST_FROM + 1, **same)
+  # As a world that saw all days its users would be others.
+  with pytest.raises(ValueError, match="expected the log and the"):
+    held_out.read(folder, fit.world, test_from=_TEST_FROM - 1, seed=0)
+
+
 def test_rows_are_the_logs_held_out_days(fitted, rows):
   folder, _ = fitted
   catalogue = kuairand.read_catalogue(folder)
