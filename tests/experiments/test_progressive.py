@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 _ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = (
   *("resume", "rounds", "seeds", "leaving", "world"),
-  *("parallel_seeds", "learners", "exploration", "es_steps", "tensorboard"),
+  *("parallel_seeds", "learners", "exploration", "tensorboard"),
 )
 
 
@@ -83,7 +83,6 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     "--parallel_seeds=2",
     "--learners=integrated_rl,td3_bc:mlp,bc",
   )
-  options += ("--es_steps=3",)
   whole = tmp_path / "whole"
   launch(f"--out_dir={whole}", *options)
   printed = capsys.readouterr().out
@@ -128,7 +127,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     assert len(gains) == 3
     for figures in (found, *others.values()):
       last = 1 + figures["reward_gain_pct"] / 100
-      for rival in ("single_batch", "es_matched_budget"):
+      for rival in ("single_batch", "es"):
         other = 1 + figures[f"{rival}_gain_pct"] / 100
         over = 1 + figures[f"over_{rival}_pct"] / 100
         assert over == pytest.approx(last / other, rel=1e-6)
@@ -210,7 +209,6 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
     ("--leaving=never", "different names of satisfaction_floor"),
     ("--preset=huge", "smoke"),
     ("--exploration=never", "session"),
-    ("--es_steps=1", "integer >= 2"),
     ("--parallel_seeds=2", "divides the number of seeds"),
     ("--unknown=1", "Unknown command line flag"),
   ],

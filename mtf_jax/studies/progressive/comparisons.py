@@ -49,7 +49,7 @@ CONTESTS = (
     "single_batch",
     "last round over the single batch",
   ),
-  Contest("platform_es_gain", "platform_es", BASELINE, "ES, as many sessions"),
+  Contest("es_gain", "platform_es", BASELINE, "ES, as many sessions"),
   Contest("over_es", LAST_ROUND, "platform_es", "last round over that ES"),
   Contest(
     IN_BOX, "in_box_optimum", BASELINE, "privileged search, rounds' boxes"

@@ -83,8 +83,9 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   shown = {row[0] for row in rows}
   blank = [""] * (len(header) - 2)
   for contest in CONTESTS:
-    if contest.label not in shown:
-      found = result["contests"][contest.name]
+    # A run of an earlier version has not all of them.
+    found = result["contests"].get(contest.name)
+    if contest.label not in shown and found is not None:
       rows.append((contest.label, _cell(found["pct"], found["ci95"]), *blank))
   note = (
     "Relative to the baseline policy, converged global weights, unless said"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtf_jax.data import session_log, transitions
-from mtf_jax.evaluation import ab_test
+from mtf_jax.evaluation import ab_test, known_weights
 from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import action_box
 from mtf_jax.policies import EXPLORATIONS
@@ -338,16 +338,45 @@ def test_single_batch_and_oracle_have_their_figures(experiment):
   best = baselines.privileged_optimum(experiment).results
   np.testing.assert_array_equal(best.user, experiment.base.user)
   assert not np.array_equal(best.reward, experiment.base.reward)
+  # Held to the rounds' boxes it does something else.
+  boxed = baselines.in_box_optimum(experiment).results
+  np.testing.assert_array_equal(boxed.user, experiment.base.user)
+  assert not np.array_equal(boxed.reward, experiment.base.reward)
 
 
-def test_es_goes_on_with_the_budget_of_the_rounds(experiment):
-  longer = baselines.es_matched_budget(experiment)
-  action = np.array([figures["action"] for figures in longer.figures])
-  for figures in longer.figures:
+def test_weights_on_record_are_not_searched_for(
+  experiment, world, monkeypatch, tmp_path
+):
+  """The record is by world and effort; another effort searches."""
+  path = tmp_path / "known_weights.json"
+  monkeypatch.setattr(known_weights, "PATH", path)
+  of_seed = experiment_lib.tree_index(experiment.world, 0)
+  action = [0.125] * 10
+  effort = TINY.global_search
+  known_weights.write(
+    known_weights.entry(
+      of_seed, TINY.max_requests, effort, {"action": action, "stopped": True}
+    )
+  )
+  found = baselines.prepare(TINY, [world], [0], experiment.study_learner)
+  np.testing.assert_array_equal(found.baseline_action[0], action)
+  (figures,) = baselines.baseline_figures(found)
+  assert figures["stopped"] is True
+  assert figures["reward_per_session"] > 0
+  longer = effort._replace(max_stages=effort.max_stages + 1)
+  assert known_weights.find(of_seed, TINY.max_requests, longer) is None
+  assert known_weights.find(of_seed, TINY.max_requests + 1, effort) is None
+  known_weights._read.cache_clear()
+
+
+def test_platform_es_has_the_budget_of_the_rounds(experiment):
+  found = baselines.platform_es(experiment)
+  action = np.array([figures["action"] for figures in found.figures])
+  for figures in found.figures:
     assert figures["sessions"] == TINY.rounds * TINY.sessions_per_round
   assert np.all(np.abs(action) <= 0.95)
   assert not np.any(np.all(action == experiment.baseline_action, axis=1))
-  np.testing.assert_array_equal(longer.results.user, experiment.base.user)
+  np.testing.assert_array_equal(found.results.user, experiment.base.user)
 
 
 def test_a_seed_that_fails_is_named(experiment):

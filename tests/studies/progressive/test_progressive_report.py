@@ -10,8 +10,10 @@ def _figures(gain, headroom=0.5):
     "reward_gain_ci95": [gain - 1, gain + 1],
     "single_batch_gain_pct": gain / 2,
     "over_single_batch_pct": gain / 3,
-    "es_matched_budget_gain_pct": gain / 4,
-    "over_es_matched_budget_pct": gain / 5,
+    "es_gain_pct": gain / 4,
+    "over_es_pct": gain / 5,
+    "in_box_optimum_pct": 2 * gain,
+    "share_of_in_box_optimum": headroom,
     "reward_gain_uncut_pct": gain,
     "headroom_pct": 2 * gain,
     "uvc_gain_pct": 0.0,
@@ -38,9 +40,10 @@ def test_overview_counts_the_seeds_that_gain():
   assert rows["mean [95% over seeds]"][1] == "+4.00 [+4.00, +4.00]"
   assert rows["single batch of as much data"] == ["+0.92", "+2.00"]
   assert rows["last round over the single batch"] == ["+0.61", "+1.33"]
-  assert rows["ES, matched budget"] == ["+0.46", "+1.00"]
-  assert rows["last round over ES, matched budget"] == ["+0.37", "+0.80"]
+  assert rows["ES, as many sessions"] == ["+0.46", "+1.00"]
+  assert rows["last round over that ES"] == ["+0.37", "+0.80"]
   assert rows["headroom reached"] == ["50%", "none"]
+  assert rows["share of the rounds' boxes"] == ["50%", "none"]
 
 
 @pytest.mark.parametrize(
