@@ -27,11 +27,13 @@ class Entry(NamedTuple):
     NamedTuple with a default for every field.
   actor_answers: whether what the actor answers is the policy's action, in the
     units of its frame, and not a part of it.
+  closed_form: whether a round is one update, see `Learner.fit`.
   """
 
   build: Callable[..., Learner]
   hyperparams: type[Any]
   actor_answers: bool = True
+  closed_form: bool = False
 
 
 def _bc(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
@@ -66,7 +68,10 @@ LEARNERS = {
   "cql": Entry(cql.cql, cql.Hyperparams),
   "sac_n": Entry(sac_n.sac_n, sac_n.Hyperparams),
   "slope_regression": Entry(
-    _slope_regression, slope_regression.Hyperparams, actor_answers=False
+    _slope_regression,
+    slope_regression.Hyperparams,
+    actor_answers=False,
+    closed_form=True,
   ),
   "edac": Entry(
     functools.partial(sac_n.sac_n, diversified=True), sac_n.EDACHyperparams

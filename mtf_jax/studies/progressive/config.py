@@ -7,6 +7,7 @@ from typing import Any
 from mtf_jax.evaluation import global_weights
 from mtf_jax.io import InputError, check_seed
 from mtf_jax.learners.es import Search
+from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.policies import DRAWS, is_held
 from mtf_jax.training.config import TrainConfig, hyperparams_of
 
@@ -129,6 +130,10 @@ class ProgressiveConfig:
         "hyperparams": hyperparams,
       },
     )
+    if LEARNERS[learner].closed_form:
+      train = dataclasses.replace(
+        train, num_updates=1, chunk_size=1, checkpoint_every=1
+      )
     # Applied once; the record of a run keeps the whole.
     return dataclasses.replace(self, train=train, draw=draw, tuned={})
 

@@ -76,10 +76,10 @@ def _run(
   started = time.monotonic()
   configs, config = plan.configs, plan.config
   groups = plan.groups
-  runs = len(groups) * len(plan.leaving) * len(configs)
+  runs = len(groups) * len(plan.leaving)
+  updates = sum(of.train.num_updates for of in configs.values())
   watch = Watch(
-    runs * 2 * config.rounds * config.train.num_updates,
-    config.train.chunk_size,
+    runs * 2 * config.rounds * updates,
     tensorboard,
   )
   study_learners: dict[str, study_learner_lib.StudyLearner] = {}

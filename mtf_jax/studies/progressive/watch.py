@@ -19,16 +19,14 @@ class Watch:
 
   Args:
     total: updates in all.
-    chunk_size: updates of a chunk.
     tensorboard: whether runs write the folder `tensorboard`, too.
   """
 
-  def __init__(self, total: int, chunk_size: int, tensorboard: bool = False):
+  def __init__(self, total: int, tensorboard: bool = False):
     """Nothing is done yet."""
     self._progress = Progress(0, total)
     self._negative_targets = NegativeTargetWarning()
     self._done = 0
-    self._chunk_size = chunk_size
     self._tensorboard = tensorboard
 
   def skip(self, updates: int) -> None:
@@ -47,7 +45,8 @@ class Watch:
     """`on_chunk` of a training run whose rows count from `before`."""
 
     def on_chunk(state, metrics):
-      self._done += self._chunk_size
+      # Of a chunk, by seed: `[R, U]`.
+      self._done += metrics[0].shape[1]
       self._progress.update(self._done)
       for n, seed in enumerate(seeds):
         row = summarize(tree_index(metrics, n))

@@ -72,7 +72,7 @@ def rounds(monkeypatch, tmp_path):
     said = []
     experiment = EXPERIMENT._replace(config=config)
     record = {**RECORD, "config": config.to_json()}
-    watch = play.Watch(48, 4)
+    watch = play.Watch(48)
     state, figures, _ = play._play_rounds(
       experiment, record, folder, watch, said.append
     )
@@ -232,7 +232,7 @@ def test_a_finished_group_is_read_and_not_played(tmp_path, monkeypatch):
   configs = {"bc": CONFIG}
   of = play.made_of(configs, ["abc", "abc"], SEEDS)
   group.write_result(of, {"0": {"learners": {}}, "1": {"learners": {}}})
-  arguments = ({}, ["abc", "abc"], SEEDS, group, play.Watch(8, 4), print)
+  arguments = ({}, ["abc", "abc"], SEEDS, group, play.Watch(8), print)
   found = play.play_group(configs, *arguments)
   assert (
     found
@@ -242,6 +242,6 @@ def test_a_finished_group_is_read_and_not_played(tmp_path, monkeypatch):
       "1": {"learners": {}},
     }
   )
-  other = ({}, ["abc", "abd"], SEEDS, group, play.Watch(8, 4), print)
+  other = ({}, ["abc", "abd"], SEEDS, group, play.Watch(8), print)
   with pytest.raises(InputError, match=r"expected worlds .*abd.*found"):
     play.play_group(configs, *other)
