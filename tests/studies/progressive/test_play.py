@@ -190,7 +190,7 @@ def test_gone_on_with_elsewhere_it_warns_and_keeps_both(
   here = machine.describe()
   assert _machines(folder) == [{"from_update": 0, **here}]
   there = {**here, "threads": 96}
-  monkeypatch.setattr(machine, "describe", lambda: there)
+  monkeypatch.setattr(machine, "describe", lambda mesh=None: there)
   weight, *_ = rounds()
   np.testing.assert_array_equal(weight, [6, 6])
   assert _machines(folder) == [
