@@ -42,7 +42,7 @@ def test_the_readme_shows_the_rows_that_a_run_prints():
   contests = [contest.label for contest in comparisons.CONTESTS]
   assert labels == [f"round {n + 1}" for n in range(rounds)] + contests
   (learner,) = re.findall(r"^seed 0, .*, learner (\w+)$", table, re.MULTILINE)
-  assert learner == config.PRESETS["cpu"].train.learner
+  assert (learner,) == config.DEFAULT_LEARNERS["cpu"]
 
 
 def test_the_readme_shows_whole_functions_of_the_example():
