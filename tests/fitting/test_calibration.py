@@ -72,8 +72,8 @@ def test_biases_lie_around_each_tasks_own_scores(small_world):
   bias = np.asarray(small_world.fusion_spec.bias_base)
   for k, task in enumerate(TASKS):
     scores = values[k][codes[:, :, k]]
-    below = (scores < bias[k]).mean()
-    assert 0.4 < below < 0.6, task
+    # A level of the codes is many scores.
+    assert (scores < bias[k]).mean() <= 0.5 <= (scores <= bias[k]).mean(), task
 
 
 def test_powers_change_nothing_else(small_world):
