@@ -57,6 +57,7 @@ _FIRST_INTERACTION = BEHAVIOURS.index(INTERACTIONS[0])
 
 NUM_PAIRS = 20_000  # of the log, and random ones, that responses are set on
 _FEW_USERS = 1024
+_MOST_REACH = 10.0  # by which factor the cost of a lack of reach may be another
 
 # Share of a user's own mean in what the user is used to.
 ADAPTATION = 0.8
@@ -143,6 +144,12 @@ def calibrate_response(
   wanted = log_odds(
     np.array([TARGET_RATES["click"], TARGET_RATES["like"]])
   ) - log_odds(np.array([_RANDOM_CLICK, _RANDOM_LIKE]))
+  # Where reach does not tell what is shown from the rest, no cost of it will do.
+  fitted_scale = np.float32(response.reach_scale)
+  most = (
+    fitted_scale / np.float32(_MOST_REACH),
+    fitted_scale * np.float32(_MOST_REACH),
+  )
   spread = float(response.residual_scale) ** 2 + _interest_variance(
     response, logged
   )
@@ -155,8 +162,10 @@ def calibrate_response(
     shift = 0.65 * (log_odds(TARGET_RATES["click"]) - log_odds(shown[_CLICK]))
     response = response._replace(
       watch_shift=response.watch_shift + np.float32(shift),
-      reach_scale=response.reach_scale
-      * np.float32(np.exp(np.clip(click, -0.7, 0.7))),
+      reach_scale=np.clip(
+        response.reach_scale * np.float32(np.exp(np.clip(click, -0.7, 0.7))),
+        *most,
+      ),
       interaction_reach=response.interaction_reach
       + np.float32(0.5 * like) * _SHIFTED,
     )

@@ -59,8 +59,10 @@ def _impressions(
   log: kuairand.ImpressionLog, num_items: int, rng: np.random.Generator
 ) -> tuple[Pairs, Pairs]:
   """Impressions of the log, and its users with videos at random."""
-  count = min(calibration.NUM_PAIRS, len(log.user))
-  shown = rng.choice(len(log.user), count, replace=False)
+  # Random exposure is no choice of the platform's.
+  chosen = np.flatnonzero(log.is_rand == 0)
+  count = min(calibration.NUM_PAIRS, len(chosen))
+  shown = rng.choice(chosen, count, replace=False)
   user = rng.choice(log.user, calibration.NUM_PAIRS)
   item = rng.integers(0, num_items, calibration.NUM_PAIRS)
   return Pairs(log.user[shown], log.item[shown]), Pairs(user, item)
