@@ -30,7 +30,7 @@ class Learner(NamedTuple):
   update: `(state, batch) -> (state, metrics)`, `batch` a `Transition` with a
     leading axis `B`.
   policy: `state -> params`, the small part of a state that acts: a `Policy`, or
-    a NamedTuple with its fields and more.
+    another NamedTuple that has its `normalization`.
   act: `(params, observation [S], rng_key) -> action [A]`, in [-1, 1]; a
     deterministic policy ignores the key.
   value: `(state, observation [S], action [A], box [A]) -> [G]` in units of the

@@ -55,14 +55,19 @@ class Hyperparams(NamedTuple):
 class Policy(NamedTuple):
   """What acts: steps away from an action, one a round.
 
-  frame: of the first policy.
+  origin: the first policy's action, and what distances from it are measured in.
   slopes: `[R, A, F]`, per half-width; 0 for rounds to come.
   curvature: `[R]`, per squared half-width, positive.
   """
 
-  frame: Frame
+  origin: Frame
   slopes: jax.Array
   curvature: jax.Array
+
+  @property
+  def normalization(self) -> Normalization:
+    """Of the observations."""
+    return self.origin.normalization
 
 
 class State(NamedTuple):
@@ -106,7 +111,9 @@ def displacement(policy: Policy, observation: chex.Array) -> jax.Array:
     policy: the policy.
     observation: `[S]`.
   """
-  phi = slope_statistics.slope_features(policy.frame.normalization, observation)
+  phi = slope_statistics.slope_features(
+    policy.origin.normalization, observation
+  )
 
   def step(d, inputs):
     slopes, curvature = inputs
@@ -115,7 +122,7 @@ def displacement(policy: Policy, observation: chex.Array) -> jax.Array:
     moved = d + jnp.clip(slope / curvature, -_REACH, _REACH)
     return jnp.where(jnp.any(slopes != 0), moved, d), None
 
-  start = jnp.zeros_like(policy.frame.centre)
+  start = jnp.zeros_like(policy.origin.centre)
   return jax.lax.scan(step, start, (policy.slopes, policy.curvature))[0]
 
 
@@ -124,8 +131,8 @@ def act(
 ) -> jax.Array:
   """The policy's action `[A]`, in [-1, 1]; it does not use its key."""
   del rng_key
-  moved = params.frame.half_width * displacement(params, observation)
-  return jnp.clip(params.frame.centre + moved, -1, 1)
+  moved = params.origin.half_width * displacement(params, observation)
+  return jnp.clip(params.origin.centre + moved, -1, 1)
 
 
 def _slopes(state: State) -> Slopes:
@@ -201,7 +208,7 @@ def _metrics(state: State, left_out: jax.Array) -> Metrics:
 
 def _add(state: State, batch: Transition, weight: chex.Array) -> State:
   new = slope_statistics.statistics_of(
-    state.served.frame, batch, weight.astype(batch.r_t.dtype)
+    state.served.origin, batch, weight.astype(batch.r_t.dtype)
   )
   return state._replace(statistics=jax.tree.map(jnp.add, state.statistics, new))
 
@@ -257,7 +264,7 @@ def value(
   """
   del box
   served, numbers = state.served, state.hyperparams
-  frame, slopes = served.frame, _slopes(state)
+  frame, slopes = served.origin, _slopes(state)
   phi = slope_statistics.slope_features(frame.normalization, observation)
   d = (action - frame.centre) / frame.half_width
   gain = jnp.einsum("gkf,f,k->g", slopes.of_groups, phi, d)
@@ -322,7 +329,7 @@ def slope_regression(max_rounds: int = 16) -> Learner:
         moment=zeros(num_actions, num_features + 1, num_groups),
       ),
       served=Policy(
-        frame=Frame(
+        origin=Frame(
           (lower + upper) / 2,
           jnp.where(half_width > 0, half_width, 1),
           base.own_normalization(normalization, observation),

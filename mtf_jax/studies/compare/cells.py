@@ -78,7 +78,10 @@ def chain_act(
         jnp.where(chain.told_box, action, jnp.zeros_like(action)),
         jnp.where(chain.told_box, HALF_WIDTH, jnp.ones_like(action)),
       )
-      new = act(params._replace(frame=frame), observation, key)
+      # Some count from a place of their own.
+      if hasattr(params, "frame"):
+        params = params._replace(frame=frame)
+      new = act(params, observation, key)
       return jnp.where(active, new, action), None
 
     keys = jax.random.split(rng_key, chain.active.shape[0])
@@ -92,7 +95,7 @@ def chain_act(
 
 def _framed(params: Any, action: chex.Array) -> Any:
   """A policy's parameters with a frame `[A]`, for `chain_act` to put one in."""
-  if hasattr(params, "frame"):
+  if hasattr(params, "frame") or not hasattr(params, "actor_params"):
     return params
   nothing = jnp.zeros_like(action)
   return box_units.Policy(
