@@ -141,6 +141,14 @@ WORKLOADS = {
     (_OPS_PER_UNIFORM + 5) * _A,
   ),
   "box_log_prob": Workload(mtf_jax.box_log_prob, _action_and_box, 10 * _A),
+  "sample_corners": Workload(
+    mtf_jax.sample_corners,
+    lambda key: _two(key, lambda key: key, _box),
+    (_OPS_PER_UNIFORM + 2) * _A,
+  ),
+  "corners_log_prob": Workload(
+    mtf_jax.corners_log_prob, _action_and_box, 7 * _A
+  ),
   "sample_gaussian": Workload(
     mtf_jax.sample_gaussian,
     lambda key: _two(key, lambda key: key, _action),

@@ -157,7 +157,7 @@ def box_log_prob(action: chex.Array, box: ActionBox) -> jax.Array:
 def sample_corners(rng_key: chex.PRNGKey, box: ActionBox) -> jax.Array:
   """Draws a corner of the box: each component at its lower or upper bound.
 
-  Two-level exploration. A slope inside the box is known three times as well from
+  Two-level exploration in the box of [1], which draws uniformly. A slope inside the box is known three times as well from
   corners as from `sample_box`, at the same bound; nothing is learnt of what lies
   between, and the mean cost of exploring is three times as high.
 
@@ -180,7 +180,7 @@ def corners_log_prob(action: chex.Array, box: ActionBox) -> jax.Array:
   """Log probability of `sample_corners` at an action: its log propensity.
 
   `-log 2` for each component with `lower < upper`, `-inf` where a component is at
-  neither bound. A mass, not a density as `box_log_prob` is.
+  neither bound. A mass, not a density as `box_log_prob` is, the propensity in [1].
 
   Args:
     action: `[A]` logged action.

@@ -185,7 +185,7 @@ def test_killed_and_resumed_ends_in_the_same_numbers(
   with pytest.raises(InputError, match="has another rounds"):
     launch(f"--out_dir={whole}", *options, "--resume", "--rounds=3")
   with pytest.raises(InputError, match="has another learners"):
-    launch(f"--out_dir={whole}", *options[:2], options[3], "--resume")
+    launch(f"--out_dir={whole}", *options[:2], "--resume")
   with pytest.raises(InputError, match="has another config"):
     launch(f"--out_dir={whole}", *options, "--resume", "--exploration=request")
   with pytest.raises(InputError, match="there is no run in"):

@@ -193,7 +193,9 @@ def test_another_ranker_or_day_than_the_fits_is_refused(fitted):
     held_out.read(folder, world, test_from=_TEST_FROM, seed=1)
   with pytest.raises(ValueError, match="test_from: expected the log and the"):
     held_out.read(folder, world, test_from=_TEST_FROM - 1, seed=0)
-  with pytest.raises(ValueError, match="two held-out days or more, found 2022"):
+  with pytest.raises(
+    ValueError, match="two days to judge on or more, found 2022"
+  ):
     held_out.read(folder, world, test_from=_TEST_FROM + 1, seed=0)
 
 

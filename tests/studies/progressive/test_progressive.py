@@ -432,12 +432,12 @@ def test_memory_of_a_run_is_read_from_its_compiled_programs(experiment):
   row = 4 * (features + 3 * actions + groups)
   put, chunk = (result["programs"][n] for n in ("put_rows", "update_chunk"))
   # Written in place. The density of the action, four flags and the step here;
-  # in the dataset density, two flags, a discount and two indices.
+  # in the dataset density, two flags, a discount, the step and two indices.
   assert put["alias_bytes"] == rows * (row + 12)
   assert put["output_bytes"] - put["alias_bytes"] < 1024
   # The learner has no use for densities.
   assert chunk["argument_bytes"] >= rows * (row + 12)
-  assert result["resident_bytes"]["rows"] == rows * (row + 18) + 2 * 4
+  assert result["resident_bytes"]["rows"] == rows * (row + 22) + 2 * 4
   # Three flags and the step.
   assert result["resident_bytes"]["row_flags"] == rows * 7
   search, table, drift = (
