@@ -59,8 +59,10 @@ def _toy() -> Learner:
   return Learner(None, update, None, None, None)
 
 
-def _initial_state(config, learner, dataset) -> loop.TrainState:
-  del learner
+def _initial_state(
+  config, learner, dataset, normalization=None
+) -> loop.TrainState:
+  del learner, normalization
   shape = (dataset.observation.shape[1], dataset.action.shape[1])
   state = _State(jnp.asarray(np.zeros(shape, np.float32)))
   return loop.start(jax.random.key(config.seed), state)
