@@ -28,12 +28,14 @@ class Entry(NamedTuple):
   actor_answers: whether what the actor answers is the policy's action, in the
     units of its frame, and not a part of it.
   closed_form: whether a round is one update, see `Learner.fit`.
+  max_rounds: of progressive training; None for any number.
   """
 
   build: Callable[..., Learner]
   hyperparams: type[Any]
   actor_answers: bool = True
   closed_form: bool = False
+  max_rounds: int | None = None
 
 
 def _bc(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
@@ -72,6 +74,7 @@ LEARNERS = {
     slope_regression.Hyperparams,
     actor_answers=False,
     closed_form=True,
+    max_rounds=slope_regression.MAX_ROUNDS,
   ),
   "edac": Entry(
     functools.partial(sac_n.sac_n, diversified=True), sac_n.EDACHyperparams

@@ -35,6 +35,7 @@ from mtf_jax.learners import actor_critic, base, slope_statistics
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.learners.slope_statistics import Frame, Slopes, Statistics
 
+MAX_ROUNDS = 16  # steps that a policy can be made of
 # Of a step, in half-widths: rounding must not leave the box.
 _REACH = 0.999
 _BLOCK = 2048  # transitions whose products are in memory at once
@@ -284,12 +285,11 @@ _BOUNDS = {
 
 
 @functools.cache
-def slope_regression(max_rounds: int = 16) -> Learner:
+def slope_regression() -> Learner:
   """Builds the slope regression.
 
-  Args:
-    max_rounds: `R`, steps that a policy can be made of; later ones replace the
-      last.
+  Whoever plays rounds plays `MAX_ROUNDS` at most: a step more would replace the
+  last one.
 
   Returns:
     The learner; it sees each transition once, see `Learner.fit`.
@@ -334,8 +334,8 @@ def slope_regression(max_rounds: int = 16) -> Learner:
           jnp.where(half_width > 0, half_width, 1),
           base.own_normalization(normalization, observation),
         ),
-        slopes=zeros(max_rounds, num_actions, num_features),
-        curvature=jnp.ones((max_rounds,), dtype),
+        slopes=zeros(MAX_ROUNDS, num_actions, num_features),
+        curvature=jnp.ones((MAX_ROUNDS,), dtype),
       ),
       round=jnp.zeros((), jnp.int32),
       hyperparams=actor_critic.own_hyperparams(

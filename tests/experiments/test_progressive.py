@@ -232,6 +232,15 @@ def test_unknown_learners_are_refused(launch, tmp_path, names, message):
   assert not (tmp_path / "run").exists()
 
 
+def test_more_rounds_than_there_is_room_for_are_refused(launch, tmp_path):
+  out_dir = tmp_path / "run"
+  with pytest.raises(
+    InputError, match="--rounds: expected at most 16 for slope"
+  ):
+    launch(f"--out_dir={out_dir}", "--learners=slope_regression", "--rounds=17")
+  assert not out_dir.exists()
+
+
 def test_a_missing_world_fails_before_anything_runs(tmp_path):
   out_dir = tmp_path / "run"
   done = subprocess.run(

@@ -165,6 +165,33 @@ def test_steps_stay_in_the_box_and_the_next_one_starts_there():
   np.testing.assert_allclose(two - 0.2, 2 * (one - 0.2), atol=1e-4)
 
 
+def test_the_scale_of_returns_does_not_matter():
+  rng = np.random.default_rng(9)
+  batch = _batch(rng, 4000, _slopes(rng), noise=3.0)
+  actions = []
+  for scale in (0.01, 1.0, 100.0):
+    scaled = batch._replace(r_t=scale * batch.r_t)
+    state, _ = LEARNER.update(_start(scaled), scaled)
+    params = LEARNER.policy(state)
+    act = jax.vmap(LEARNER.act, in_axes=(None, 0, None))
+    actions.append(act(params, batch.observation_tm1[:50], jax.random.key(0)))
+  np.testing.assert_allclose(actions[0], actions[1], atol=1e-4)
+  np.testing.assert_allclose(actions[2], actions[1], atol=1e-4)
+
+
+def test_all_rounds_together_end_at_the_range_of_actions():
+  rng = np.random.default_rng(10)
+  batch = _batch(rng, 4000, 50 * _slopes(rng))
+  state, _ = LEARNER.update(_start(batch), batch)
+  for _ in range(slope_regression.MAX_ROUNDS - 1):
+    state = slope_regression.begin_round(state)
+  act = jax.vmap(LEARNER.act, in_axes=(None, 0, None))
+  action = act(
+    LEARNER.policy(state), batch.observation_tm1[:50], jax.random.key(0)
+  )
+  assert np.abs(action).max() == 1
+
+
 def test_a_round_takes_each_session_once_and_says_what_it_left_out():
   rng = np.random.default_rng(6)
   sessions, length = 300, 4

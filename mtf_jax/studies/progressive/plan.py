@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from mtf_jax.io import InputError
+from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.studies.progressive.config import ProgressiveConfig, check_seeds
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 
@@ -55,6 +56,12 @@ class Plan:
         self.config.with_learner(name)
       except ValueError as error:
         raise InputError(f"learners: {name}: {error}") from error
+      most = LEARNERS[name.partition(":")[0]].max_rounds
+      if most is not None and self.config.rounds > most:
+        raise InputError(
+          f"rounds: expected at most {most} for {name}, found"
+          f" {self.config.rounds}."
+        )
 
   @property
   def groups(self) -> tuple[tuple[int, ...], ...]:

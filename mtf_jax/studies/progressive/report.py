@@ -83,13 +83,13 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   shown = {row[0] for row in rows}
   blank = [""] * (len(header) - 2)
   for contest in CONTESTS:
-    # A run of an earlier version has not all of them.
-    found = result["contests"].get(contest.name)
-    if contest.label not in shown and found is not None:
+    if contest.label not in shown:
+      found = result["contests"][contest.name]
       rows.append((contest.label, _cell(found["pct"], found["ci95"]), *blank))
   note = (
     "Relative to the baseline policy, converged global weights, unless said"
-    " otherwise, same users and sessions; 95% interval over users. Hate rate of the baseline:"
+    " otherwise, same users and sessions; 95% interval over users. Hate rate of"
+    " the baseline:"
     f" {_shown(result['rounds'][0]['hate_rate_base'], '.5f')}."
   )
   return Table(title, note, header, rows)

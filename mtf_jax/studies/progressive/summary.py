@@ -41,9 +41,7 @@ def learner_figures(found: Mapping[str, Any]) -> dict[str, Any]:
   rounds, last = found["rounds"], found["rounds"][-1]
   figures = {name: last[name] for name in _LAST_ROUND}
   for contest in CONTESTS:
-    # A run of an earlier version has not all of them.
-    known = found["contests"].get(contest.name, {"pct": None, "ci95": None})
-    for name, value in known.items():
+    for name, value in found["contests"][contest.name].items():
       figures[f"{contest.name}_{name}"] = value
   for name in _OVER_ROUNDS:
     values = [row[name] for row in rounds]

@@ -155,13 +155,23 @@ def test_embedded_reference_has_what_the_audit_needs():
   assert len(reference["play_deciles"]) == 9
 
 
-@pytest.mark.parametrize("key", ["marginals", "deciles", "lift"])
+def _falls_short(key, why):
+  """A limit of version 1 that version 2 does not keep yet, see docs/limits.md."""
+  return pytest.param(key, marks=pytest.mark.xfail(strict=True, reason=why))
+
+
+@pytest.mark.parametrize(
+  "key",
+  [
+    _falls_short("marginals", "likes of few users are 19% above the log"),
+    _falls_short("deciles", "play times spread 16 to 20% more than the log's"),
+    "lift",
+  ],
+)
 def test_default_slates_look_like_the_log(small_world, key):
   """The small world; the base world's figures are in docs/results/worlds.md."""
   facts = audit.shown_under_defaults(small_world, 2048, 8)
   errors = marginals.marginal_errors(facts, marginals.load_reference())
-  # Likes have heavy tails, and 512 users are few; the other rates are within 8%,
-  # see tests/fitting/test_calibration.py.
-  limit = {"marginals": 0.25, "deciles": 0.25, "lift": 0.35}[key]
+  limit = {"marginals": 0.10, "deciles": 0.15, "lift": 0.35}[key]
   (value,) = (v for name, v in errors.items() if key in name)
   assert value < limit
