@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from mtf_jax.evaluation import critic_check, segments
 from mtf_jax.evaluation.statistics import mean_interval
 from mtf_jax.evaluation.tables import Table
-from mtf_jax.studies.progressive.comparisons import CONTESTS
+from mtf_jax.studies.progressive.comparisons import CONTESTS, IN_BOX
 
 _LABELS = {contest.name: contest.label for contest in CONTESTS}
 
@@ -83,13 +83,15 @@ def result_table(title: str, result: Mapping[str, Any]) -> Table:
   shown = {row[0] for row in rows}
   blank = [""] * (len(header) - 2)
   for contest in CONTESTS:
-    if contest.label not in shown:
-      found = result["contests"][contest.name]
+    # A run of an earlier version has not all of them.
+    found = result["contests"].get(contest.name)
+    if contest.label not in shown and found is not None:
       rows.append((contest.label, _cell(found["pct"], found["ci95"]), *blank))
+  # Earlier versions had a short evolution strategy.
+  kind = "converged global weights" if IN_BOX in result["contests"] else "ES"
   note = (
-    "Relative to the baseline policy, converged global weights, unless said"
-    " otherwise, same users and sessions; 95% interval over users. Hate rate of"
-    " the baseline:"
+    f"Relative to the baseline policy, {kind}, unless said otherwise, same users"
+    " and sessions; 95% interval over users. Hate rate of the baseline:"
     f" {_shown(result['rounds'][0]['hate_rate_base'], '.5f')}."
   )
   return Table(title, note, header, rows)

@@ -41,15 +41,19 @@ def learner_figures(found: Mapping[str, Any]) -> dict[str, Any]:
   rounds, last = found["rounds"], found["rounds"][-1]
   figures = {name: last[name] for name in _LAST_ROUND}
   for contest in CONTESTS:
-    for name, value in found["contests"][contest.name].items():
+    # A run of an earlier version has not all of them.
+    known = found["contests"].get(contest.name, {"pct": None, "ci95": None})
+    for name, value in known.items():
       figures[f"{contest.name}_{name}"] = value
   for name in _OVER_ROUNDS:
     values = [row[name] for row in rounds]
     figures[name] = None if None in values else sum(values) / len(rounds)
   gain = figures["reward_gain_pct"]
-  # The baseline policy is converged global weights.
-  figures["over_global_pct"] = gain
-  figures["over_global_ci95"] = figures["reward_gain_ci95"]
+  # Such is the baseline policy, but for runs of earlier versions.
+  converged = IN_BOX in found["contests"]
+  figures["over_global_pct"] = gain if converged else None
+  interval = figures["reward_gain_ci95"]
+  figures["over_global_ci95"] = interval if converged else None
   for name, contest in (
     ("headroom_reached", HEADROOM),
     ("share_of_in_box_optimum", IN_BOX),

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from mtf_jax.io import InputError
-from mtf_jax.studies.progressive import records
+from mtf_jax.studies.progressive import records, report, summary
 from mtf_jax.studies.progressive.group_dir import (
   GroupDir,
   check_same_run,
@@ -145,6 +145,12 @@ def test_a_run_of_layout_2_is_brought_up_to_date_when_resumed(layout_2):
     run_dir.resume(plan)
     assert run_dir.plan() == plan
     assert group.read_result(of) == result
+  # Its baseline policy was a short ES: no gain over converged weights.
+  figures = summary.seed_summary(result["7"])
+  assert figures["reward_gain_pct"] is not None
+  assert figures["over_global_pct"] is figures["over_global_ci95"] is None
+  page = report.result_table("old", result["7"]["learners"]["bc:mlp"])
+  assert "baseline policy, ES, unless" in page.note
   rows = group.learner("bc:mlp").read_metrics(
     7, result["7"]["learners"]["bc:mlp"].get("metrics_sha256")
   )
