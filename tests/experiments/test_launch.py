@@ -32,6 +32,7 @@ _NEEDS = {
   "benchmarks.kernels": [],
   "benchmarks.known_weights": [],
   "benchmarks.learner": [],
+  "benchmarks.own_log": ["--log_dir=folder", "--world=text"],
   "benchmarks.platform_log": [],
   "benchmarks.progressive_memory": [],
   "benchmarks.rivals": [],
@@ -45,6 +46,7 @@ _IN_FILE = {
   "experiments.audit_world": "world",
   "experiments.collect": "world",
   "experiments.import_log": "schema",
+  "benchmarks.own_log": "world",
   "experiments.log_gauc": "world",
   "experiments.progressive": "world",
   "experiments.train": "dataset",
@@ -54,6 +56,7 @@ _IN_DIR = {
   "experiments.export_policy": "run",
   "experiments.fit_constants": "log_dir",
   "experiments.fit_world": "log_dir",
+  "benchmarks.own_log": "log_dir",
   "experiments.log_gauc": "run",
   "experiments.train": "log",
 }
