@@ -211,6 +211,35 @@ def write_json(
   write_text(path, json_text(value, indent) + "\n")
 
 
+def read_json_object(
+  path: str | os.PathLike[str], expected: str
+) -> tuple[dict[str, Any], str]:
+  """Reads a JSON file that must hold an object.
+
+  Args:
+    path: the file.
+    expected: what a message says that it should be.
+
+  Returns:
+    The object, and the text that it was read from, for whoever checks a digest.
+
+  Raises:
+    InputError: there is none, or it holds something else.
+  """
+  path = require_file(path, expected)
+  try:
+    text = path.read_bytes().decode("utf-8")
+    values = json.loads(text)
+    if not isinstance(values, dict):
+      raise ValueError(f"a {type(values).__name__}")
+  except (ValueError, RecursionError) as error:
+    raise InputError(
+      f"{path}: expected {expected}, found a file that is no JSON object"
+      f" ({str(error)[:80]})."
+    ) from error
+  return values, text
+
+
 def as_array(value: Any, name: str) -> np.ndarray:
   """What a user gave as a NumPy array; refuses what NumPy would drop.
 

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
-from mtf_jax.io import InputError, json_text, require_file, write_text
+from mtf_jax.io import InputError, json_text, read_json_object, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -131,17 +131,8 @@ def read_manifest(
       f"{folder}: expected a folder of logged sessions, found no {MANIFEST};"
       " an import that was interrupted goes on with --resume."
     )
-  path = require_file(folder / MANIFEST, _EXPECTED)
-  try:
-    text = path.read_bytes().decode("utf-8")
-    values = json.loads(text)
-    if not isinstance(values, dict):
-      raise ValueError(f"a {type(values).__name__}")
-  except (ValueError, RecursionError) as error:
-    raise InputError(
-      f"{path}: expected {_EXPECTED}, found a file that is no JSON object"
-      f" ({str(error)[:80]})."
-    ) from error
+  path = folder / MANIFEST
+  values, text = read_json_object(path, _EXPECTED)
   version = values.pop("format_version", None)
   if type(version) is not int or version != FORMAT_VERSION:
     raise InputError(

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mtf_jax.io import InputError, json_text, require_file, write_text
+from mtf_jax.io import InputError, json_text, read_json_object, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -129,19 +129,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
   Raises:
     InputError: there is none, it is of another format version, or damaged.
   """
-  path = require_file(
-    pathlib.Path(folder) / MANIFEST, "the manifest of an exported policy"
-  )
-  try:
-    text = path.read_bytes().decode("utf-8")
-    values = json.loads(text)
-    if not isinstance(values, dict):
-      raise ValueError(f"a {type(values).__name__}")
-  except (ValueError, RecursionError) as error:
-    raise InputError(
-      f"{path}: expected the manifest of an exported policy, found a file that"
-      f" is no JSON object ({str(error)[:80]})."
-    ) from error
+  path = pathlib.Path(folder) / MANIFEST
+  values, text = read_json_object(path, "the manifest of an exported policy")
   version = values.get("format_version")
   if version != FORMAT_VERSION:
     raise InputError(
