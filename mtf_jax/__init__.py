@@ -28,6 +28,11 @@ from mtf_jax.kernels.losses import (
   ensemble_mean_std,
   td_targets,
 )
+from mtf_jax.kernels.monotone import (
+  MonotoneCells,
+  cells_from_weights,
+  monotone_fused_score,
+)
 from mtf_jax.kernels.relaxation import (
   bootstrap_weight,
   exceedance,
@@ -41,10 +46,12 @@ __all__ = [
   "ActionBox",
   "FusionSpec",
   "FusionWeights",
+  "MonotoneCells",
   "action_box",
   "actor_loss",
   "bootstrap_weight",
   "box_log_prob",
+  "cells_from_weights",
   "corners_log_prob",
   "critic_loss",
   "discounted_returns",
@@ -53,6 +60,7 @@ __all__ = [
   "fused_log_score",
   "gaussian_log_prob",
   "list_reward",
+  "monotone_fused_score",
   "rank_slate",
   "relaxation_penalty",
   "sample_box",
