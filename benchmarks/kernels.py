@@ -130,6 +130,11 @@ WORKLOADS = {
     _monotone_request,
     6 * _C * _K * (_J - 1) + 8 * _C * _K,
   ),
+  "ranking_transfer_loss": Workload(
+    mtf_jax.ranking_transfer_loss,
+    lambda key: _two(key, *2 * (lambda key: _uniform(key, _C),)),
+    7 * _C * _C,
+  ),
   "rank_slate": Workload(_RANK, _log_scores, 9 * _C * _L),
   "fused_log_score+rank_slate": Workload(
     _fuse_and_rank, _request, 5 * _C * _K + 9 * _C * _L

@@ -32,6 +32,7 @@ from mtf_jax.kernels.monotone import (
   MonotoneCells,
   cells_from_weights,
   monotone_fused_score,
+  ranking_transfer_loss,
 )
 from mtf_jax.kernels.relaxation import (
   bootstrap_weight,
@@ -62,6 +63,7 @@ __all__ = [
   "list_reward",
   "monotone_fused_score",
   "rank_slate",
+  "ranking_transfer_loss",
   "relaxation_penalty",
   "sample_box",
   "sample_corners",

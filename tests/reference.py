@@ -64,6 +64,18 @@ def monotone_fused_score(scores, knots, start, increments, action):
   return value, scale
 
 
+def ranking_transfer_loss(inner, outer):
+  losses, sizes = [], []
+  for i in range(len(inner)):
+    for j in range(len(inner)):
+      if outer[i] < outer[j]:
+        gap = inner[j] - inner[i]
+        losses.append(max(-gap, 0) + math.log1p(math.exp(-abs(gap))))
+        sizes.append(abs(inner[i]) + abs(inner[j]) + 1)
+  count = max(len(losses), 1)
+  return sum(losses) / count, sum(sizes) / count
+
+
 def rank_slate(log_scores, slate_size, mask):
   order = [c for c in range(len(log_scores)) if mask[c]]
 

@@ -133,6 +133,41 @@ def monotone_fused_score(
   return jnp.sum(_outer(q, low, high, action), axis=0).astype(dtype)
 
 
+def ranking_transfer_loss(
+  inner_scores: chex.Array, outer_scores: chex.Array
+) -> jax.Array:
+  """What the inner functions minimise to rank as the outer ones do, of [1].
+
+  `-1/P sum_{ij: outer_i < outer_j} log sigmoid(inner_j - inner_i)`, the mean
+  over the `P` ordered pairs, so that a long request weighs as much as a short
+  one; 0 where there is none. No gradient flows into the outer scores. The loss
+  for monotony that [1] adds is 0 with cells that cannot fall.
+
+  Args:
+    inner_scores: `[C]` fused scores of one request at action 0, unit-free.
+    outer_scores: `[C]` those at the actor's action, by cells as they were. A
+      candidate whose outer score is NaN takes no part: padding.
+
+  Returns:
+    Scalar, in nats.
+
+  Raises:
+    ValueError: wrong rank, different `C`, or a dtype that is not a float.
+  """
+  (inner, outer), dtype = _checks.floats(
+    {
+      "inner_scores": (inner_scores, "C"),
+      "outer_scores": (outer_scores, "C"),
+    }
+  )
+  ordered = outer[:, None] < outer[None, :]
+  # Kept off what is not compared: 0 times the slope at a NaN would be NaN.
+  gap = jnp.where(ordered, inner[None, :] - inner[:, None], 0)
+  loss = jnp.where(ordered, jax.nn.softplus(-gap), 0)
+  num_pairs = jnp.sum(ordered, dtype=inner.dtype)
+  return (jnp.sum(loss) / jnp.maximum(num_pairs, 1)).astype(dtype)
+
+
 def _check_knots(name: str, knots: jax.Array) -> None:
   if knots.shape[1] < 2:
     raise ValueError(

@@ -124,6 +124,21 @@ def test_monotone_fused_score(data):
 
 
 @hypothesis.given(st.data())
+def test_ranking_transfer_loss(data):
+  c = data.draw(_CANDIDATES)
+  inner = data.draw(_array(c, _numbers(-100, 100, 0)))
+  outer = data.draw(_array(c, _numbers(-3, 3, 0)))  # Some are equal.
+  absent = data.draw(hnp.arrays(np.bool_, c))
+  inner, outer = (
+    np.where(absent, np.float32(np.nan), x) for x in (inner, outer)
+  )
+  _assert_close(
+    _jit(mtf_jax.ranking_transfer_loss)(inner, outer),
+    *reference.ranking_transfer_loss(*_wide(inner, outer)),
+  )
+
+
+@hypothesis.given(st.data())
 def test_rank_slate(data):
   # 300 is beyond the walk: the other branch of the selection.
   c = data.draw(st.sampled_from([1, 3, 50, 300]))

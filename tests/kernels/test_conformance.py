@@ -158,6 +158,23 @@ CASES = {
       },
     ),
   ),
+  "ranking_transfer_loss": Case(
+    lambda rng: {
+      "inner_scores": rng.normal(size=_C),
+      "outer_scores": rng.normal(size=_C),
+    },
+    edges=(
+      {"inner_scores": np.zeros(_C), "outer_scores": np.zeros(_C)},
+      {
+        "inner_scores": np.full(_C, np.nan),
+        "outer_scores": np.full(_C, np.nan),
+      },
+      {
+        "inner_scores": np.linspace(1e6, -1e6, _C),
+        "outer_scores": np.linspace(-1.0, 1.0, _C),
+      },
+    ),
+  ),
   "list_reward": Case(
     lambda rng: {
       "feedback": rng.uniform(0, 1, (_L, _E)),
@@ -758,6 +775,7 @@ _MISMATCHES = [
     {"cells": _FLAT._replace(increments=np.ones((_K, _J)))},
     "cells.increments",
   ),
+  ("ranking_transfer_loss", {"outer_scores": np.ones(_C + 1)}, "outer_scores"),
   ("list_reward", {"feedback": np.ones((_L, _E + 1))}, "group_weights"),
   ("discounted_returns", {"r_t": np.ones(_T + 1)}, "discount_t"),
   ("action_box", {"lower_offset": np.zeros(_A + 1)}, "lower_offset"),
