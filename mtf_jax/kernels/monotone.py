@@ -53,9 +53,8 @@ def cells_from_weights(
   logarithm by at most `power_k r^2 / 8`.
 
   Args:
-    weights: powers `[K]`, non-negative, and biases `[K]`. A task that should
-      count against a candidate has its score and its knots negated, and no
-      logarithm.
+    weights: powers `[K]`, non-negative, and biases `[K]`. A negative power is
+      a cell over the negated score, which is not made here.
     knots: `[K, J]` scores, rising along `J`, two or more. `x + bias_k` up to
       `fusion.SCORE_FLOOR` counts as that.
 

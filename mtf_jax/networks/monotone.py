@@ -67,7 +67,6 @@ def mlp_cells(
   """
   num_tasks, num_knots = jnp.shape(base.knots)
   module = _Stretch((num_tasks, num_knots - 1), tuple(hidden_sizes), dtype)
-
   # flax returns a tuple only where a collection is mutable.
   stretch_of = cast(Callable[..., jax.Array], module.apply)
 
