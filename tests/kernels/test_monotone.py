@@ -134,7 +134,7 @@ def test_cells_with_knots_at_the_scores_have_the_order_of_equation_1(
 ):
   """`z` is Eq. 1's log score of every candidate, but for rounding.
 
-  Which is what exactly means: in float64 to 1e-12 of what is added up, so that
+  Which is what exactly means: in float64 to 2e-11 of the powers' sum, so that
   candidates have Eq. 1's order unless it holds them to be equal that nearly. A
   task with a negative power is a cell that rises in the negated score.
   """
