@@ -30,8 +30,9 @@ from mtf_jax.worlds import returns as returns_lib
 
 # Outcome that a reward group stands for, in the order of the groups.
 AXES = {"watch": "play_seconds", "valid": "valid"}
-# Share of the first group; the middle one weighs both as the run did.
+# Share of the first group; the middle one weighs both alike.
 SHARES = tuple(n / 10 for n in range(11))
+EQUAL = 0.5
 _REPLICATES = 1000
 
 
@@ -107,6 +108,33 @@ def volume_interval(sums: Sums) -> list[Any]:
   return interval(np.asarray(found))
 
 
+def _rows(
+  results: dict[float, EvalResult], base: EvalResult
+) -> list[dict[str, Any]]:
+  """A row a share: gains over the baseline and over equal weights."""
+
+  def value(judged, name):
+    if name == "reward":
+      return judged.reward[0]
+    return judged.outcome[0, :, OUTCOMES.index(AXES[name])]
+
+  rows = []
+  for share, judged in results.items():
+    row: dict[str, Any] = {"share": share}
+    for title, other in (("gain", base), ("over_equal", results[EQUAL])):
+      for name in (*AXES, "reward"):
+        gain = paired_comparison(
+          value(judged, name), value(other, name), base.user[0]
+        )
+        row[f"{name}_{title}_pct"] = gain.gain
+        row[f"{name}_{title}_ci95"] = list(gain.ci95)
+    rows.append(row)
+  points = np.array([[row[f"{n}_gain_pct"] for n in AXES] for row in rows])
+  for row, kept in zip(rows, pareto.on_front(points), strict=True):
+    row["on_front"] = bool(kept)
+  return rows
+
+
 def measure(
   found: SingleBatch, shares: Sequence[float] = SHARES
 ) -> dict[str, Any]:
@@ -114,13 +142,13 @@ def measure(
 
   Args:
     found: of `served.read_single_batch`.
-    shares: weights of the first reward group, out of 1.
+    shares: weights of the first reward group, out of 1; `EQUAL` is added.
 
   Returns:
-    Ready for JSON: `source`, `axes`, `rows`, one a share (`share`,
-    `watch_gain_pct`, `valid_gain_pct`, `reward_gain_pct`, each with `_ci95`,
-    and `on_front`), `hypervolume` in squared percent beyond the baseline and
-    `hypervolume_ci95`.
+    Ready for JSON: `source`, `axes`, `rows`, one a share (`share`; of `watch`,
+    `valid` and `reward` `_gain_pct` over the baseline and `_over_equal_pct`
+    over equal weights, each with `_ci95`; `on_front`), `hypervolume` in squared
+    percent beyond the baseline and `hypervolume_ci95`.
 
   Raises:
     InputError: the learner has to be trained for other weights, or the world has
@@ -133,40 +161,27 @@ def measure(
   )
   action = jnp.asarray(found.baseline_action)
   base = jax.device_get(baselines.evaluate_action(experiment, action))
-  _, unit = np.unique(base.user[0], return_inverse=True)
-  rows, watch, valid = [], [], []
-  for share in shares:
+  results = {}
+  for share in sorted({*shares, EQUAL}):
     params = policy_params(
       experiment.study_learner, weighted(found.state, share)
     )
-    judged = jax.device_get(
+    results[share] = jax.device_get(
       evaluate_policy(experiment, experiment.study_learner.act, params)
     )
-    row: dict[str, Any] = {"share": share}
-    columns = {
-      name: (
-        judged.outcome[0, :, OUTCOMES.index(outcome)],
-        base.outcome[0, :, OUTCOMES.index(outcome)],
-      )
-      for name, outcome in AXES.items()
-    }
-    columns["reward"] = (judged.reward[0], base.reward[0])
-    for name, (ours, theirs) in columns.items():
-      gain = paired_comparison(ours, theirs, base.user[0])
-      row[f"{name}_gain_pct"] = gain.gain
-      row[f"{name}_gain_ci95"] = list(gain.ci95)
-    rows.append(row)
-    watch.append(_by_user(judged, AXES["watch"], unit))
-    valid.append(_by_user(judged, AXES["valid"], unit))
-  points = np.array([[row[f"{n}_gain_pct"] for n in AXES] for row in rows])
-  for row, kept in zip(rows, pareto.on_front(points), strict=True):
-    row["on_front"] = bool(kept)
+  rows = _rows(results, base)
+  _, unit = np.unique(base.user[0], return_inverse=True)
+  watch, valid = (
+    np.stack([_by_user(each, AXES[name], unit) for each in results.values()])
+    for name in AXES
+  )
   sums = Sums(
-    np.stack(watch),
-    np.stack(valid),
+    watch,
+    valid,
     _by_user(base, AXES["watch"], unit),
     _by_user(base, AXES["valid"], unit),
   )
+  points = np.array([[row[f"{n}_gain_pct"] for n in AXES] for row in rows])
   return {
     "source": found.source,
     "axes": list(AXES),
@@ -182,8 +197,8 @@ def table(result: dict[str, Any]) -> Table:
   low, high = result["hypervolume_ci95"]
 
   def cell(row, name):
-    ends = row[f"{name}_gain_ci95"]
-    return f"{row[f'{name}_gain_pct']:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]"
+    ends = row[f"{name}_ci95"]
+    return f"{row[f'{name}_pct']:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
   return Table(
     title=(
@@ -191,15 +206,19 @@ def table(result: dict[str, Any]) -> Table:
       f" {source['learner']}, single batch"
     ),
     note=(
-      "Gains over the baseline policy, %, same users and sessions; 95% intervals"
-      f" over users. Hypervolume {result['hypervolume']:.1f}"
-      f" [{low:.1f}, {high:.1f}] squared percent."
+      "Gains over the baseline policy, and over the policy of equal weights, %,"
+      " same users and sessions; 95% intervals over users. Hypervolume"
+      f" {result['hypervolume']:.1f} [{low:.1f}, {high:.1f}] squared percent."
     ),
-    header=["share of watch", "watch %", "valid %", "reward %", "on the front"],
+    header=[
+      *("share of watch", "watch %", "valid %", "reward %"),
+      *("watch over equal %", "valid over equal %", "on the front"),
+    ],
     rows=[
       [
         f"{row['share']:.1f}",
-        *(cell(row, name) for name in ("watch", "valid", "reward")),
+        *(cell(row, f"{name}_gain") for name in ("watch", "valid", "reward")),
+        *(cell(row, f"{name}_over_equal") for name in ("watch", "valid")),
         "yes" if row["on_front"] else "no",
       ]
       for row in result["rows"]

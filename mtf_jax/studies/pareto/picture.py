@@ -7,62 +7,92 @@ import numpy as np
 
 from mtf_jax.io import replacing
 from mtf_jax.studies.pages import BLUE, GREY, ORANGE, figure
+from mtf_jax.studies.pareto.front import EQUAL
+
+
+def _dominated(axes: Any, better: np.ndarray) -> None:
+  """Shades the area between the baseline and the points `[N, 2]` beyond it."""
+  if not len(better):
+    return
+  first, second = better[np.argsort(better[:, 0])].T
+  # Each point's rectangle down to the baseline, joined to one outline.
+  axes.fill_between(
+    np.append(0.0, first),
+    np.append(second, second[-1]),
+    step="post",
+    color=BLUE,
+    alpha=0.12,
+    linewidth=0,
+  )
+
+
+def _points(axes: Any, rows: Any, title: str) -> np.ndarray:
+  """Draws points with intervals, those on the front in another colour."""
+  x, y = (
+    np.array([row[f"{n}_{title}_pct"] for row in rows])
+    for n in ("watch", "valid")
+  )
+  errors = [
+    np.abs(np.array([row[f"{n}_{title}_ci95"] for row in rows]).T - values)
+    for n, values in (("watch", x), ("valid", y))
+  ]
+  kept = np.array([row["on_front"] for row in rows])
+  equal = np.array([row["share"] == EQUAL for row in rows])
+  for colour, chosen, fmt in (
+    (GREY, ~kept & ~equal, "o"),
+    (BLUE, kept & ~equal, "o"),
+    (ORANGE, equal, "D"),
+  ):
+    axes.errorbar(
+      x[chosen],
+      y[chosen],
+      xerr=errors[0][:, chosen],
+      yerr=errors[1][:, chosen],
+      fmt=fmt,
+      color=colour,
+      elinewidth=0.7,
+      markersize=4,
+    )
+  return np.stack([x, y], axis=1)
 
 
 def save(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
-  """Draws gains with intervals, the area they dominate, and the run's weights.
+  """Draws the front twice: beyond the baseline, and around equal weights.
 
   Args:
     result: of `front.measure`.
     path: PNG file, replaced whole.
   """
-  drawn = figure(6.4, 4.8)
-  axes = drawn.subplots()
   rows = result["rows"]
-  points = np.array([[r["watch_gain_pct"], r["valid_gain_pct"]] for r in rows])
-  ends = np.array([[r["watch_gain_ci95"], r["valid_gain_ci95"]] for r in rows])
-  kept = np.array([r["on_front"] for r in rows])
-  better = points[kept & (points > 0).all(axis=1)]
-  if len(better):
-    first, second = better[np.argsort(better[:, 0])].T
-    # Each point's rectangle down to the baseline, joined to one outline.
-    heights = np.append(second, 0.0)
-    axes.fill_between(
-      np.append(0.0, first), heights, step="post", color=BLUE, alpha=0.12, lw=0
-    )
-    axes.text(
-      first[0] * 0.5,
-      second[0] * 0.5,
-      "dominated",
-      color=BLUE,
-      ha="center",
-      va="center",
-    )
-  for colour, chosen in ((BLUE, kept), (GREY, ~kept)):
-    if chosen.any():
-      axes.errorbar(
-        *points[chosen].T,
-        xerr=np.abs(ends[chosen, 0].T - points[chosen, 0]),
-        yerr=np.abs(ends[chosen, 1].T - points[chosen, 1]),
-        fmt="o",
-        color=colour,
-        elinewidth=0.7,
-        markersize=4,
-      )
-  for row, point in zip(rows, points, strict=True):
-    if row["share"] in (0.0, 0.5, 1.0):
-      text = "as trained" if row["share"] == 0.5 else f"{row['share']:.0f}"
-      axes.annotate(text, point, (7, 7), textcoords="offset points", fontsize=9)
-    if row["share"] == 0.5:
-      axes.plot(*point, "D", color=ORANGE, markersize=7, zorder=3)
-  axes.plot(0, 0, "+", color="black", markersize=10)
-  axes.annotate("baseline", (0, 0), (7, -12), textcoords="offset points")
-  axes.set(
-    title="numbers: share of watching time in the reward",
-    xlabel="seconds watched, % over the baseline policy",
+  drawn = figure(10, 4.6)
+  left, right = drawn.subplots(1, 2)
+  points = _points(left, rows, "gain")
+  kept = np.array([row["on_front"] for row in rows])
+  _dominated(left, points[kept & (points > 0).all(axis=1)])
+  left.plot(0, 0, "+", color="black", markersize=10)
+  left.annotate("baseline", (0, 0), (6, 6), textcoords="offset points")
+  left.set(
+    title="over the baseline policy; shaded: dominated",
+    xlabel="seconds watched, %",
     ylabel="valid consumptions, %",
   )
-  axes.title.set_fontsize(10)
-  axes.spines[["top", "right"]].set_visible(False)
+  places = _points(right, rows, "over_equal")
+  for row, place in zip(rows, places, strict=True):
+    right.annotate(
+      f"{row['share']:g}",
+      place,
+      (4, 4),
+      textcoords="offset points",
+      fontsize=8,
+      color=BLUE if row["on_front"] else GREY,
+    )
+  right.set(
+    title="over equal weights; numbers: weight of watching, out of 1",
+    xlabel="seconds watched, %",
+    ylabel="valid consumptions, %",
+  )
+  for axes in (left, right):
+    axes.title.set_fontsize(10)
+    axes.spines[["top", "right"]].set_visible(False)
   with replacing(path) as file:
     drawn.savefig(file, format="png", dpi=120)

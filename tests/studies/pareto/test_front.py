@@ -73,7 +73,7 @@ def found(run):
 
 def test_the_middle_is_the_policy_of_the_run(run, found):
   _, of_seed = run
-  result = front.measure(found, (0.0, 0.5, 1.0))
+  result = front.measure(found, (0.0, 1.0))
   single = of_seed["learners"][_LEARNER]["single_batch"]
   middle = result["rows"][1]
   for name, figure in (
@@ -83,6 +83,13 @@ def test_the_middle_is_the_policy_of_the_run(run, found):
   ):
     assert middle[f"{name}_gain_pct"] == pytest.approx(single[figure], abs=1e-3)
   assert result["source"]["seed"] == 3
+  assert [row["share"] for row in result["rows"]] == [0.0, 0.5, 1.0]
+  assert middle["watch_over_equal_pct"] == 0.0
+  for row in result["rows"]:
+    ratio = (100 + row["valid_gain_pct"]) / (100 + middle["valid_gain_pct"])
+    assert row["valid_over_equal_pct"] == pytest.approx(
+      100 * (ratio - 1), abs=1e-6
+    )
   # Another weight is another policy.
   assert result["rows"][0]["reward_gain_pct"] != pytest.approx(
     result["rows"][2]["reward_gain_pct"], abs=1e-4
