@@ -4,11 +4,12 @@
 
 One workload is one kernel in float32 at the sizes of the paper: 50 candidates,
 5 tasks, a slate of 6, 12 behaviours, 10 action components, 2 groups of 24
-critics, 20 requests a session. Bytes are the inputs read once and the outputs
-written once. Operations are counted by hand, an elementary function as one; the
-random bits of a sampler are counted as `_OPS_PER_UNIFORM`. The ceilings are a
-large copy and a large matrix product of the same run. At small sizes the data
-stay in the cache, and a share of the copy ceiling can exceed 1.
+critics, 20 requests a session; besides, 16 knots a cell. Bytes are the inputs
+read once and the outputs written once. Operations are counted by hand, an
+elementary function as one; the random bits of a sampler are counted as
+`_OPS_PER_UNIFORM`. The ceilings are a large copy and a large matrix product of
+the same run. At small sizes the data stay in the cache, and a share of the copy
+ceiling can exceed 1.
 """
 
 import functools
@@ -26,7 +27,7 @@ from benchmarks import harness
 from experiments import launch
 from mtf_jax.io import InputError
 
-_C, _K, _L, _E, _A, _G, _M, _T = 50, 5, 6, 12, 10, 2, 24, 20
+_C, _K, _L, _E, _A, _G, _M, _T, _J = 50, 5, 6, 12, 10, 2, 24, 20, 16
 
 # Threefry-2x32 makes two 32-bit words in 20 rounds of add, rotate (3) and xor
 # and six key additions: about 56 operations a word; 4 more make it a float.
@@ -71,6 +72,23 @@ def _request(key: jax.Array) -> tuple[jax.Array, mtf_jax.FusionWeights]:
   return _two(key, lambda key: _uniform(key, _C, _K), _weights)
 
 
+def _knots(key: jax.Array) -> jax.Array:
+  return jnp.cumsum(0.01 + _uniform(key, _K, _J), axis=1)
+
+
+def _cells(key: jax.Array) -> mtf_jax.MonotoneCells:
+  weights, knots = _two(key, _weights, _knots)
+  return mtf_jax.cells_from_weights(weights, knots)
+
+
+def _monotone_request(
+  key: jax.Array,
+) -> tuple[jax.Array, mtf_jax.MonotoneCells, jax.Array]:
+  keys = jax.random.split(key, 3)
+  scores = 10 * _uniform(keys[0], _C, _K)
+  return scores, _cells(keys[1]), 2 * _uniform(keys[2], _K) - 1
+
+
 def _log_scores(key: jax.Array) -> tuple[jax.Array]:
   return (_uniform(key, _C),)
 
@@ -102,6 +120,21 @@ WORKLOADS = {
     3 * _A,
   ),
   "fused_log_score": Workload(mtf_jax.fused_log_score, _request, 5 * _C * _K),
+  "cells_from_weights": Workload(
+    mtf_jax.cells_from_weights,
+    lambda key: _two(key, _weights, _knots),
+    5 * _K * _J,
+  ),
+  "monotone_fused_score": Workload(
+    mtf_jax.monotone_fused_score,
+    _monotone_request,
+    6 * _C * _K * (_J - 1) + 8 * _C * _K,
+  ),
+  "ranking_transfer_loss": Workload(
+    mtf_jax.ranking_transfer_loss,
+    lambda key: _two(key, *2 * (lambda key: _uniform(key, _C),)),
+    7 * _C * _C,
+  ),
   "rank_slate": Workload(_RANK, _log_scores, 9 * _C * _L),
   "fused_log_score+rank_slate": Workload(
     _fuse_and_rank, _request, 5 * _C * _K + 9 * _C * _L

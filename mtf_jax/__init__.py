@@ -28,6 +28,12 @@ from mtf_jax.kernels.losses import (
   ensemble_mean_std,
   td_targets,
 )
+from mtf_jax.kernels.monotone import (
+  MonotoneCells,
+  cells_from_weights,
+  monotone_fused_score,
+  ranking_transfer_loss,
+)
 from mtf_jax.kernels.relaxation import (
   bootstrap_weight,
   exceedance,
@@ -41,10 +47,12 @@ __all__ = [
   "ActionBox",
   "FusionSpec",
   "FusionWeights",
+  "MonotoneCells",
   "action_box",
   "actor_loss",
   "bootstrap_weight",
   "box_log_prob",
+  "cells_from_weights",
   "corners_log_prob",
   "critic_loss",
   "discounted_returns",
@@ -53,7 +61,9 @@ __all__ = [
   "fused_log_score",
   "gaussian_log_prob",
   "list_reward",
+  "monotone_fused_score",
   "rank_slate",
+  "ranking_transfer_loss",
   "relaxation_penalty",
   "sample_box",
   "sample_corners",

@@ -38,6 +38,44 @@ def fused_log_score(scores, power, bias):
   return value, scale
 
 
+def cells_from_weights(power, bias, knots):
+  logarithm = np.zeros(knots.shape)
+  for k, row in enumerate(knots):
+    for j, knot in enumerate(row):
+      logarithm[k, j] = math.log(max(knot + bias[k], FLOOR))
+  value = power[:, None] * logarithm
+  # As in `fused_log_score`.
+  scale = np.abs(power[:, None]) * (np.abs(logarithm) + 1)
+  increments = (np.diff(value, axis=1), scale[:, 1:] + scale[:, :-1])
+  return (value[:, 0], scale[:, 0]), increments
+
+
+def monotone_fused_score(scores, knots, start, increments, action):
+  value = np.zeros(len(scores))
+  scale = np.zeros(len(scores))
+  for k in range(scores.shape[1]):
+    values = start[k] + np.concatenate([[0], np.cumsum(increments[k])])
+    reach = max(abs(values[0]), abs(values[-1]))
+    a = min(max(action[k], -1), 1) / (2 * reach) if reach else 0.0
+    for c, row in enumerate(scores):
+      q = np.interp(row[k], knots[k], values)
+      value[c] += q * (1 + a * q)
+      scale[c] += 4 * (abs(start[k]) + increments[k].sum())
+  return value, scale
+
+
+def ranking_transfer_loss(inner, outer):
+  losses, sizes = [], []
+  for i in range(len(inner)):
+    for j in range(len(inner)):
+      if outer[i] < outer[j]:
+        gap = inner[j] - inner[i]
+        losses.append(max(-gap, 0) + math.log1p(math.exp(-abs(gap))))
+        sizes.append(abs(inner[i]) + abs(inner[j]) + 1)
+  count = max(len(losses), 1)
+  return sum(losses) / count, sum(sizes) / count
+
+
 def rank_slate(log_scores, slate_size, mask):
   order = [c for c in range(len(log_scores)) if mask[c]]
 

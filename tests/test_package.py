@@ -9,9 +9,16 @@ import sys
 import pytest
 
 import mtf_jax
-from mtf_jax.kernels import exploration, fusion, losses, relaxation, rewards
+from mtf_jax.kernels import (
+  exploration,
+  fusion,
+  losses,
+  monotone,
+  relaxation,
+  rewards,
+)
 
-_KERNEL_MODULES = (exploration, fusion, losses, relaxation, rewards)
+_KERNEL_MODULES = (exploration, fusion, losses, monotone, relaxation, rewards)
 _FUNCTIONS = [
   name
   for name in mtf_jax.__all__

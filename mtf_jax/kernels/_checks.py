@@ -168,3 +168,12 @@ def nonnegative(name: str, value: chex.Numeric) -> None:
     raise ValueError(
       f"{name}: expected non-negative, found {np.asarray(value)}."
     )
+
+
+def rising(name: str, value: chex.Numeric) -> None:
+  """Raises `ValueError` where a concrete value does not rise along `[K, J]`."""
+  if _concrete(value) and not np.all(np.diff(np.asarray(value), axis=1) > 0):
+    raise ValueError(
+      f"{name}: expected to rise along the last axis, found"
+      f" {np.asarray(value)}."
+    )

@@ -7,6 +7,7 @@ from mtf_jax.networks.critics import (
   box_deviation,
   mlp_critic,
 )
+from mtf_jax.networks.monotone import CellNetwork, mlp_cells
 from mtf_jax.networks.stochastic import (
   ActionVAE,
   GaussianActor,
@@ -19,11 +20,13 @@ __all__ = [
   "MLP",
   "ActionVAE",
   "Actor",
+  "CellNetwork",
   "Critic",
   "GaussianActor",
   "box_critic",
   "box_deviation",
   "mlp_actor",
+  "mlp_cells",
   "mlp_critic",
   "mlp_vae",
   "ple_actor",

@@ -21,6 +21,7 @@ _NEEDS = {
   "experiments.fit_world": ["--log_dir=folder"],
   "experiments.import_log": ["--schema=text", "--input=table.csv"],
   "experiments.log_gauc": ["--log_dir=folder", "--world=text", "--run=folder"],
+  "experiments.pareto": ["--run=folder"],
   "experiments.plot_exploration": [],
   "experiments.progressive": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
@@ -39,6 +40,7 @@ _NEEDS = {
   "benchmarks.scaling": [],
   "benchmarks.scale": ["--input=folder", "--schema=text"],
   "benchmarks.serving": [],
+  "benchmarks.sessions": [],
   "benchmarks.streaming": [],
   "benchmarks.world": [],
 }
@@ -58,11 +60,13 @@ _IN_DIR = {
   "experiments.fit_world": "log_dir",
   "benchmarks.own_log": "log_dir",
   "experiments.log_gauc": "run",
+  "experiments.pareto": "run",
   "experiments.train": "log",
 }
 _OUT_DIR = (
   *("experiments.audit_world", "experiments.export_policy"),
   *("experiments.fit_constants", "experiments.progressive"),
+  "experiments.pareto",
   *("experiments.import_log", "experiments.train"),
   *("benchmarks.platform_log", "benchmarks.scale"),
 )
@@ -85,6 +89,7 @@ _SEED = {
   "experiments.fit_constants": "seed",
   "experiments.fit_world": "seed",
   "experiments.log_gauc": "seed",
+  "experiments.pareto": "seed",
   "experiments.progressive": "seeds",
   "experiments.train": "seed",
 }

@@ -83,6 +83,61 @@ def test_fused_log_score(data):
   _assert_close(actual, *reference.fused_log_score(*_wide(scores, power, bias)))
 
 
+def _draw_knots(data, k):
+  j = data.draw(st.sampled_from([2, 3, 16]))
+  # Binary fractions: no two knots fall together in float32.
+  steps = data.draw(_array((k, j), _numbers(2.0**-10, 4, 0.5)))
+  return np.cumsum(steps, axis=1, dtype=np.float32) - np.float32(2)
+
+
+@hypothesis.given(st.data())
+def test_cells_from_weights(data):
+  k = data.draw(_TASKS)
+  power = data.draw(_array(k, _numbers(0, 3, 1)))
+  bias = data.draw(_array(k, _numbers(0, 10, 1e-6, 2)))
+  knots = _draw_knots(data, k)
+  cells = _jit(mtf_jax.cells_from_weights)(
+    mtf_jax.FusionWeights(power, bias), knots
+  )
+  start, increments = reference.cells_from_weights(*_wide(power, bias, knots))
+  np.testing.assert_array_equal(cells.knots, knots)
+  _assert_close(cells.start, *start)
+  _assert_close(cells.increments, *increments)
+
+
+@hypothesis.given(st.data())
+def test_monotone_fused_score(data):
+  c, k = data.draw(_CANDIDATES), data.draw(_TASKS)
+  knots = _draw_knots(data, k)
+  size = (k, knots.shape[1] - 1)
+  cells = mtf_jax.MonotoneCells(
+    knots=knots,
+    start=data.draw(_array(k, _numbers(-10, 10, 0))),
+    increments=data.draw(_array(size, _numbers(0, 10, 1))),
+  )
+  scores = data.draw(_array((c, k), _numbers(-5, 70, -2, 0, 1)))
+  action = data.draw(_array(k, _numbers(-1.5, 1.5, -1, 0, 1)))
+  _assert_close(
+    _jit(mtf_jax.monotone_fused_score)(scores, cells, action),
+    *reference.monotone_fused_score(*_wide(scores, *cells, action)),
+  )
+
+
+@hypothesis.given(st.data())
+def test_ranking_transfer_loss(data):
+  c = data.draw(_CANDIDATES)
+  inner = data.draw(_array(c, _numbers(-100, 100, 0)))
+  outer = data.draw(_array(c, _numbers(-3, 3, 0)))  # Some are equal.
+  absent = data.draw(hnp.arrays(np.bool_, c))
+  inner, outer = (
+    np.where(absent, np.float32(np.nan), x) for x in (inner, outer)
+  )
+  _assert_close(
+    _jit(mtf_jax.ranking_transfer_loss)(inner, outer),
+    *reference.ranking_transfer_loss(*_wide(inner, outer)),
+  )
+
+
 @hypothesis.given(st.data())
 def test_rank_slate(data):
   # 300 is beyond the walk: the other branch of the selection.

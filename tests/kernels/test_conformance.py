@@ -22,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import mtf_jax
 
-_C, _K, _L, _E, _A, _G, _M, _T = 7, 3, 4, 5, 6, 2, 3, 5
+_C, _K, _L, _E, _A, _G, _M, _T, _J = 7, 3, 4, 5, 6, 2, 3, 5, 4
 _MANY = 300  # Candidates beyond the walk of `rank_slate`.
 
 # Relative agreement of two compilations of the same formula.
@@ -71,6 +71,18 @@ def _spec(rng):
   return mtf_jax.FusionSpec(*rng.uniform(0.1, 2, (4, _K)))
 
 
+def _knots(rng):
+  return np.cumsum(rng.uniform(0.1, 0.3, (_K, _J)), axis=1)
+
+
+def _cells(rng):
+  increments = rng.uniform(0.1, 1, (_K, _J - 1))
+  return mtf_jax.MonotoneCells(_knots(rng), rng.normal(size=_K), increments)
+
+
+_KNOTS = np.broadcast_to(np.linspace(0.0, 1.0, _J), (_K, _J))
+_FLAT = mtf_jax.MonotoneCells(_KNOTS, np.zeros(_K), np.zeros((_K, _J - 1)))
+_STEEP = _FLAT._replace(increments=np.full((_K, _J - 1), 1e4))
 _UNIT_BOX = mtf_jax.ActionBox(np.full(_A, -0.5), np.full(_A, 0.5))
 _POINT_BOX = mtf_jax.ActionBox(np.full(_A, 0.25), np.full(_A, 0.25))
 
@@ -120,6 +132,48 @@ CASES = {
     },
     static={"slate_size": _L},
     edges=({"log_scores": np.zeros(_MANY), "mask": np.zeros(_MANY, bool)},),
+  ),
+  "cells_from_weights": Case(
+    lambda rng: {"weights": _weights(rng), "knots": _knots(rng)},
+    edges=(
+      {
+        "weights": mtf_jax.FusionWeights(np.ones(_K), np.zeros(_K)),
+        "knots": _KNOTS,
+      },
+    ),
+  ),
+  "monotone_fused_score": Case(
+    lambda rng: {
+      "scores": rng.uniform(0, 1, (_C, _K)),
+      "cells": _cells(rng),
+      "action": rng.uniform(-0.9, 0.9, _K),
+    },
+    edges=(
+      {"scores": np.zeros((_C, _K)), "cells": _FLAT, "action": np.ones(_K)},
+      {"scores": np.ones((_C, _K)), "cells": _STEEP, "action": -np.ones(_K)},
+      {
+        "scores": np.full((_C, _K), 1e6),
+        "cells": _STEEP,
+        "action": np.full(_K, 1e6),
+      },
+    ),
+  ),
+  "ranking_transfer_loss": Case(
+    lambda rng: {
+      "inner_scores": rng.normal(size=_C),
+      "outer_scores": rng.normal(size=_C),
+    },
+    edges=(
+      {"inner_scores": np.zeros(_C), "outer_scores": np.zeros(_C)},
+      {
+        "inner_scores": np.full(_C, np.nan),
+        "outer_scores": np.full(_C, np.nan),
+      },
+      {
+        "inner_scores": np.linspace(1e6, -1e6, _C),
+        "outer_scores": np.linspace(-1.0, 1.0, _C),
+      },
+    ),
   ),
   "list_reward": Case(
     lambda rng: {
@@ -712,6 +766,16 @@ _MISMATCHES = [
   ("weights_from_action", {"action": np.zeros(2 * _K + 1)}, "action"),
   ("fused_log_score", {"scores": np.ones((_C, _K + 1))}, "weights.power"),
   ("rank_slate", {"mask": np.ones(_C + 1, bool)}, "mask"),
+  ("cells_from_weights", {"knots": np.ones((_K + 1, _J))}, "knots"),
+  ("cells_from_weights", {"knots": np.ones((_K, 1))}, "knots"),
+  ("monotone_fused_score", {"action": np.ones(_K + 1)}, "action"),
+  ("monotone_fused_score", {"scores": np.ones((_C, _K + 1))}, "cells.knots"),
+  (
+    "monotone_fused_score",
+    {"cells": _FLAT._replace(increments=np.ones((_K, _J)))},
+    "cells.increments",
+  ),
+  ("ranking_transfer_loss", {"outer_scores": np.ones(_C + 1)}, "outer_scores"),
   ("list_reward", {"feedback": np.ones((_L, _E + 1))}, "group_weights"),
   ("discounted_returns", {"r_t": np.ones(_T + 1)}, "discount_t"),
   ("action_box", {"lower_offset": np.zeros(_A + 1)}, "lower_offset"),

@@ -1,0 +1,220 @@
+"""What learners make of few and of many sessions: their share of what is there.
+
+  python -m benchmarks.sessions --seeds=10,11 --json_out=sessions.json
+
+The rounds of `experiments.progressive` with other numbers of sessions a round,
+judged on the same sessions as the privileged search within the rounds' boxes,
+which has the true return to climb and is the same for all sizes. Beside the
+learners an evolution strategy as a platform could run it, with as many sessions.
+Results are written after each row, so that a run that is stopped has those.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks import harness
+from experiments import launch
+from mtf_jax.evaluation.ab_test import EvalResult
+from mtf_jax.evaluation.statistics import mean_interval
+from mtf_jax.fitting import synthetic
+from mtf_jax.io import MAX_SEED
+from mtf_jax.studies.progressive import baselines
+from mtf_jax.studies.progressive import config as config_lib
+from mtf_jax.studies.progressive.comparisons import compare_sessions
+from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.experiment import (
+  Experiment,
+  evaluate_state,
+  tree_index,
+  with_study_learner,
+)
+from mtf_jax.studies.progressive.rounds import play_round
+from mtf_jax.studies.progressive.study_learner import make_study_learner
+from mtf_jax.worlds.leaving import LEAVING_MODELS
+from mtf_jax.worlds.world import fingerprint
+
+_SEEDS = launch.define_integers(
+  "seeds", [0], "Seeds of worlds and learners.", low=0, high=MAX_SEED
+)
+_SESSIONS = launch.define_integers(
+  "sessions", [20_000, 80_000, 320_000], "Sessions a round.", low=1, high=2**31
+)
+_LEARNERS = flags.DEFINE_list(
+  "learners", ["slope_regression"], "As `experiments.progressive` has them."
+)
+_LEAVING = flags.DEFINE_enum(
+  "leaving", next(iter(LEAVING_MODELS)), list(LEAVING_MODELS), "Leaving model."
+)
+_PRESET = flags.DEFINE_enum(
+  "preset", "cpu", ["smoke", "cpu"], "What is not the sessions' number."
+)
+_ES = "es"
+
+
+def _gain(
+  experiment: Experiment, judged: EvalResult
+) -> tuple[float, list[float]]:
+  (found,) = compare_sessions(judged, experiment.base, "reward")
+  return found.gain, list(found.ci95)
+
+
+def _last_round(
+  config: ProgressiveConfig, experiment: Experiment, name: str
+) -> EvalResult:
+  """The policy of a learner after all rounds, judged."""
+  config = config.with_learner(name)
+  # Room for the rows of one round: there is no batch of all of them.
+  room = dataclasses.replace(config, rounds=1)
+  world = tree_index(experiment.world, 0)
+  played = with_study_learner(
+    experiment, room, make_study_learner(config.train, world)
+  )
+  state = played.start
+  for number in range(config.rounds):
+    state, _ = play_round(played, state, number)
+  return evaluate_state(played, state)
+
+
+def measure(
+  config: ProgressiveConfig,
+  seed: int,
+  leaving: str,
+  sizes: Sequence[int],
+  learners: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+  """Rows of one seed, the privileged search first.
+
+  Args:
+    config: of the rounds, but for `sessions_per_round`.
+    seed: of world and learner.
+    leaving: the leaving model.
+    sizes: sessions a round.
+    learners: names as `ProgressiveConfig.with_learner` takes them.
+
+  Yields:
+    `method`, `sessions_per_round` (None for the search), `gain_pct` over
+    converged global weights with its interval over users, and
+    `share_of_in_box_optimum`.
+  """
+  world = synthetic.synthetic_world(config.world_size, seed)
+  world = world.with_leaving(leaving)
+  first = config.with_learner(learners[0])
+  experiment = baselines.prepare(
+    first, [world], [seed], make_study_learner(first.train, world)
+  )
+  about = {"seed": seed, "leaving": leaving, "world": fingerprint(world)}
+  bound = None
+
+  def row(method, size, judged, started):
+    gain, ci95 = _gain(experiment, judged)
+    return {
+      **about,
+      "method": method,
+      "sessions_per_round": size,
+      "gain_pct": gain,
+      "gain_ci95": ci95,
+      "share_of_in_box_optimum": 1.0 if bound is None else gain / bound,
+      "seconds": time.monotonic() - started,
+    }
+
+  started = time.monotonic()
+  best = baselines.in_box_optimum(experiment).results
+  found = row("in_box_optimum", None, best, started)
+  bound = found["gain_pct"]
+  yield found
+  for size in sizes:
+    sized = dataclasses.replace(
+      config, sessions_per_round=size, collect_parts=max(1, size // 80_000)
+    )
+    for name in learners:
+      started = time.monotonic()
+      judged = _last_round(sized, experiment, name)
+      yield row(name, size, judged, started)
+    started = time.monotonic()
+    judged = baselines.platform_es(experiment._replace(config=sized)).results
+    yield row(_ES, size, judged, started)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Over the seeds, by method and sessions: means, and intervals of two or more."""
+  found: dict[Any, list[dict[str, Any]]] = {}
+  for row in rows:
+    found.setdefault((row["method"], row["sessions_per_round"]), []).append(row)
+  result = []
+  for (method, size), of_seeds in found.items():
+    means = {}
+    for name in ("gain_pct", "share_of_in_box_optimum"):
+      values = [row[name] for row in of_seeds]
+      means[name] = float(np.mean(values))
+      means[name.replace("_pct", "") + "_ci95_over_seeds"] = (
+        list(mean_interval(values)) if len(values) > 1 else None
+      )
+    result.append(
+      {
+        "method": method,
+        "sessions_per_round": size,
+        "seeds": len(of_seeds),
+        **means,
+      }
+    )
+  return result
+
+
+def main() -> None:
+  """Measures, writes after each row, prints a table."""
+  config = config_lib.PRESETS[_PRESET.value]
+  with launch.refusals("--learners: "):
+    for name in _LEARNERS.value:
+      config.with_learner(name)
+  rows: list[dict[str, Any]] = []
+  for seed in _SEEDS.value:
+    for row in measure(
+      config, seed, _LEAVING.value, _SESSIONS.value, _LEARNERS.value
+    ):
+      rows.append(row)
+      print(
+        f"seed {seed}, {row['method']}, {row['sessions_per_round']} sessions:"
+        f" {row['gain_pct']:+.2f} %, {row['share_of_in_box_optimum']:.0%}",
+        file=sys.stderr,
+        flush=True,
+      )
+      if harness.JSON_OUT.value:
+        harness.write_json(
+          harness.JSON_OUT.value,
+          {
+            "environment": harness.environment(),
+            "preset": _PRESET.value,
+            "rounds": config.rounds,
+            "over_seeds": summary(rows),
+            "rows": rows,
+          },
+        )
+    jax.clear_caches()
+  print(
+    harness.markdown_table(
+      ["method", "sessions a round", "seeds", "gain %", "share"],
+      [
+        [
+          row["method"],
+          "-"
+          if row["sessions_per_round"] is None
+          else f"{row['sessions_per_round']:,}",
+          str(row["seeds"]),
+          f"{row['gain_pct']:+.2f}",
+          f"{row['share_of_in_box_optimum']:.0%}",
+        ]
+        for row in summary(rows)
+      ],
+    )
+  )
+
+
+if __name__ == "__main__":
+  launch.run(main)

@@ -1,0 +1,1 @@
+"""A Pareto front of two outcomes from one run."""

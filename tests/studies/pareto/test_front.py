@@ -1,0 +1,155 @@
+"""The front of a run: policies of other weights, judged as the run judged."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtf_jax.fitting import synthetic
+from mtf_jax.io import InputError
+from mtf_jax.studies.pareto import front, picture
+from mtf_jax.studies.progressive import play
+from mtf_jax.studies.progressive.plan import Plan
+from mtf_jax.studies.progressive.run_dir import RunDir
+from mtf_jax.studies.progressive.served import read_single_batch
+from mtf_jax.studies.progressive.watch import Watch
+from tests.tiny_run import TINY, tiny_study_learner
+
+_LEAVING = "temper_budget"
+_LEARNER = "slope_regression"
+# Returns are whole, and half of the slopes are not taken for noise.
+_CONFIG = dataclasses.replace(
+  TINY,
+  rounds=1,
+  sessions_per_round=512,
+  tuned={"slope_regression:box": {"draw": "corners", "num_steps": 6}},
+)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def _plan(learner):
+  return Plan(
+    world="synthetic",
+    preset="tiny",
+    seeds=(3,),
+    parallel_seeds=1,
+    leaving=(_LEAVING,),
+    learners=(learner,),
+    config=_CONFIG,
+  )
+
+
+@pytest.fixture(scope="module")
+def run(small_world, tmp_path_factory):
+  """A finished run's folder, and its result."""
+  plan = _plan(_LEARNER)
+  run_dir = RunDir(tmp_path_factory.mktemp("pareto") / "run")
+  run_dir.claim(plan)
+  result = play.play_group(
+    plan.configs,
+    {_LEARNER: tiny_study_learner(f"{_LEARNER}:box")},
+    [small_world.with_leaving(_LEAVING)],
+    plan.seeds,
+    run_dir.group(_LEAVING, plan.seeds),
+    Watch(10),
+    lambda _: None,
+  )
+  return run_dir.path, result["3"]
+
+
+@pytest.fixture(autouse=True)
+def one_world(small_world, monkeypatch):
+  monkeypatch.setattr(
+    synthetic, "synthetic_world", lambda size, seed: small_world
+  )
+
+
+@pytest.fixture
+def found(run):
+  return read_single_batch(run[0])
+
+
+def test_the_middle_is_the_policy_of_the_run(run, found):
+  _, of_seed = run
+  result = front.measure(found, (0.0, 0.5, 1.0))
+  single = of_seed["learners"][_LEARNER]["single_batch"]
+  middle = result["rows"][1]
+  for name, figure in (
+    ("reward", "reward_gain_pct"),
+    ("valid", "uvc_gain_pct"),
+    ("watch", "udt_gain_pct"),
+  ):
+    assert middle[f"{name}_gain_pct"] == pytest.approx(single[figure], abs=1e-3)
+  assert result["source"]["seed"] == 3
+  # Another weight is another policy.
+  assert result["rows"][0]["reward_gain_pct"] != pytest.approx(
+    result["rows"][2]["reward_gain_pct"], abs=1e-4
+  )
+  low, high = result["hypervolume_ci95"]
+  assert 0 <= low <= high
+  assert len(front.table(result).rows) == 3
+
+
+def test_an_end_is_the_learner_of_that_group_alone(found):
+  learner = found.experiment.study_learner.learner
+  state = jax.tree.map(lambda leaf: leaf[0], found.state)
+  for share, alone in ((1.0, [1.0, 0.0]), (0.0, [0.0, 1.0])):
+    hyperparams = state.hyperparams._replace(
+      group_weights=jnp.asarray(alone, jnp.float32)
+    )
+    expected = learner.policy(state._replace(hyperparams=hyperparams))
+    given = learner.policy(front.weighted(state, share))
+    observation = found.experiment.normalization.mean[0] + 1.0
+    key = jax.random.key(0)
+    np.testing.assert_allclose(
+      learner.act(given, observation, key),
+      learner.act(expected, observation, key),
+      rtol=1e-4,
+      atol=1e-6,
+    )
+
+
+def test_the_interval_of_the_area_is_that_of_drawing_users_again():
+  rng = np.random.default_rng(0)
+  base = rng.gamma(4.0, size=(2, 4000))
+  # Everybody gains 10% of one and 20% of the other: nothing is uncertain.
+  sums = front.Sums(1.1 * base[:1], 1.2 * base[1:], *base)
+  np.testing.assert_allclose(front.volume_interval(sums), [200, 200], rtol=1e-6)
+  noise = rng.normal(1.0, 1.0, (2, 4000))
+  sums = front.Sums(base[:1] * (1 + 0.1 * noise[0]), 1.2 * base[1:], *base)
+  low, high = front.volume_interval(sums)
+  error = np.std(base[0] * (0.1 * noise[0] - 0.1)) / base[0].mean() / 4000**0.5
+  assert high - low == pytest.approx(2 * 1.96 * 100 * error * 20, rel=0.15)
+  assert low < 200 < high
+
+
+def test_the_picture_is_a_png(found, tmp_path):
+  pytest.importorskip("matplotlib")
+  path = tmp_path / "front.png"
+  picture.save(front.measure(found, (0.0, 0.5)), path)
+  assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_that_is_not_done_is_refused(tmp_path):
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.claim(_plan(_LEARNER))
+  with pytest.raises(InputError, match="expected a finished run"):
+    read_single_batch(run_dir.path)
+
+
+def test_a_learner_that_must_be_trained_again_is_refused(found):
+  source = {**found.source, "learner": "integrated_rl"}
+  with pytest.raises(InputError, match="slope_regression, found integrated_rl"):
+    front.measure(found._replace(source=source))
+
+
+def test_a_world_of_other_groups_is_refused(found):
+  world = found.experiment.world
+  weights = jnp.concatenate([world.group_weights] * 2, axis=1)
+  experiment = found.experiment._replace(
+    world=world.replace(group_weights=weights)
+  )
+  with pytest.raises(InputError, match="expected 2 reward groups"):
+    front.measure(found._replace(experiment=experiment))
