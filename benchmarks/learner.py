@@ -253,6 +253,7 @@ def measure(
       dataset,
       batch_size=workload.batch_size,
       num_updates=num_updates,
+      freeze=False,
     ).compile()
   compile_s = time.perf_counter() - start
   state, _ = compiled(state, dataset)

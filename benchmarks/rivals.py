@@ -52,6 +52,7 @@ class _Timed:
         dataset,
         batch_size=_BATCH,
         num_updates=self.num_updates,
+        freeze=False,
       ),
       self._state,
       dataset,

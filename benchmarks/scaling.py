@@ -113,6 +113,7 @@ def measure(config: TrainConfig, sizes: dict[str, int]) -> dict[str, Any]:
     batch_size=config.batch_size,
     num_updates=config.chunk_size,
     mesh=mesh,
+    freeze=False,
   ).compile()
   found = collectives.collectives_of(program.as_text())
   memory = program.memory_analysis()

@@ -161,6 +161,7 @@ def _updates_per_s(log: sharded.ShardedLog, repeats: int) -> dict[str, float]:
       rows,
       batch_size=_BATCH,
       num_updates=_UPDATES.value,
+      freeze=False,
     )
     jax.device_get(metrics)
     # The first of each compiles, and fills the pool.

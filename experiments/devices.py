@@ -4,6 +4,7 @@ Without them a launcher takes all devices that its process sees.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import jax
@@ -89,6 +90,19 @@ def mesh() -> Mesh | None:
   sizes = None if _MESH.value is None else mesh_lib.parse_axes(_MESH.value)
   found = mesh_lib.make_mesh(sizes)
   return None if found.size == 1 else found
+
+
+def keep_compiled_programs(folder: str | None) -> None:
+  """Has JAX read compiled programs from a folder, and write them into it.
+
+  Args:
+    folder: made if it is missing; None leaves JAX as it is set up.
+  """
+  if folder is None:
+    return
+  jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
+  # A launcher's many small programs take as long as its few large ones.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @contextlib.contextmanager

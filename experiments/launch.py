@@ -191,6 +191,17 @@ def define_out_dir(
   return _validated(holder, lambda path: check_output(path, folder=True))
 
 
+def define_compilation_cache_dir() -> flags.FlagHolder[str]:
+  """The flag of `devices.keep_compiled_programs`."""
+  holder = flags.DEFINE_string(
+    "compilation_cache_dir",
+    None,
+    "Folder of compiled programs: what one run compiles, later ones of the same"
+    " versions and kind of device read. None is kept if omitted.",
+  )
+  return _validated(holder, lambda path: check_output(path, folder=True))
+
+
 def define_out_file(
   name: str, default: str | None, help_text: str, suffixes: tuple[str, ...] = ()
 ) -> flags.FlagHolder[str]:

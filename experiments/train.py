@@ -50,6 +50,7 @@ _DEVICE_GIB = flags.DEFINE_float(
   0.0,
 )
 _OUT_DIR = launch.define_out_dir(None)
+_COMPILATION_CACHE_DIR = launch.define_compilation_cache_dir()
 _PRESET = flags.DEFINE_enum("preset", "cpu", list(PRESETS), "Size of the run.")
 _LEARNER = flags.DEFINE_enum(
   "learner", "integrated_rl", list(LEARNERS), "Algorithm."
@@ -190,6 +191,7 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
 def main() -> None:
   """Trains, or goes on training."""
   config = _config()
+  devices.keep_compiled_programs(_COMPILATION_CACHE_DIR.value)
   with devices.joined():
     on = _train_on_file if _LOG.value is None else _train_on_folder
     state = processes.whole(on(config))

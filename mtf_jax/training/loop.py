@@ -1,40 +1,28 @@
 """The training loop: scans of updates on the device, the host between them.
 
+What a chunk is: `chunks`, whose state and programs are named here too.
+
 Letters: `R` runs trained at once, `U` updates of a chunk.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from mtf_jax.data.strata import Dataset, draw_batch, is_of_each_run
-from mtf_jax.data.transitions import TransitionDataset
-from mtf_jax.distributed import mesh as mesh_lib
+from mtf_jax.data.strata import Dataset
 from mtf_jax.io import InputError
 from mtf_jax.learners.base import Learner
-from mtf_jax.training import state_leaves
-
-
-class TrainState(NamedTuple):
-  """A training run; a pytree of arrays, with a leading axis `R` for many.
-
-  learner: the learner's own state.
-  rng_key: key from which the batches are drawn.
-  step: int32 scalar, updates done.
-  healthy: bool scalar; False freezes the run at its last good state.
-  """
-
-  learner: Any
-  rng_key: chex.PRNGKey
-  step: jax.Array
-  healthy: jax.Array
+from mtf_jax.training import chunks, state_leaves
+from mtf_jax.training.chunks import TrainState as TrainState
+from mtf_jax.training.chunks import start as start
+from mtf_jax.training.chunks import update_chunk as update_chunk
+from mtf_jax.training.chunks import update_chunk_many as update_chunk_many
 
 
 class NonFiniteError(InputError, FloatingPointError):
@@ -62,114 +50,6 @@ class NonFiniteStateError(InputError, FloatingPointError):
   The message names the first leaf. There is no good state to keep: the last one
   is that of the checkpoint before.
   """
-
-
-def start(rng_key: chex.PRNGKey, learner_state: Any) -> TrainState:
-  """A training state at step 0; vmap it for many runs."""
-  return TrainState(
-    learner=learner_state,
-    rng_key=rng_key,
-    step=jnp.zeros((), jnp.int32),
-    healthy=jnp.ones((), jnp.bool_),
-  )
-
-
-def _chunk(
-  learner: Learner,
-  state: TrainState,
-  dataset: Dataset,
-  batch_size: int,
-  num_updates: int,
-  mesh: Mesh | None,
-) -> tuple[TrainState, Any]:
-  def body(state, _):
-    rng_key, batch_key = jax.random.split(state.rng_key)
-    batch = draw_batch(batch_key, dataset, batch_size)
-    if mesh is not None:
-      batch = mesh_lib.constrain_batch(mesh, batch)
-    learner_state, metrics = learner.update(state.learner, batch)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(metrics)]
-    healthy = state.healthy & jnp.all(jnp.stack(finite))
-    # A select in the pass that writes the parameters anyway: the run stops at
-    # the last good state although the scan goes on.
-    learner_state = jax.tree.map(
-      lambda new, old: jnp.where(healthy, new, old),
-      learner_state,
-      state.learner,
-    )
-    state = TrainState(
-      learner=learner_state,
-      rng_key=jnp.where(healthy, rng_key, state.rng_key),
-      step=state.step + healthy.astype(jnp.int32),
-      healthy=healthy,
-    )
-    if mesh is not None:
-      state = mesh_lib.constrain_state(mesh, state)
-      metrics = mesh_lib.constrain_whole(mesh, metrics)
-    return state, metrics
-
-  return jax.lax.scan(body, state, length=num_updates)
-
-
-_STATIC = ("learner", "batch_size", "num_updates", "mesh")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
-def update_chunk(
-  learner: Learner,
-  state: TrainState,
-  dataset: Dataset,
-  *,
-  batch_size: int,
-  num_updates: int,
-  mesh: Mesh | None = None,
-) -> tuple[TrainState, Any]:
-  """One dispatch: `num_updates` updates of one run.
-
-  Args:
-    learner: the algorithm, static.
-    state: the run; donated.
-    dataset: rows on the device, an argument like any other.
-    batch_size: transitions drawn for each update, static.
-    num_updates: `U`, static.
-    mesh: where state and rows live, static; one device if omitted.
-
-  Returns:
-    The state after the updates, and the metrics with a leading axis `U`.
-  """
-  return _chunk(learner, state, dataset, batch_size, num_updates, mesh)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
-def update_chunk_many(
-  learner: Learner,
-  state: TrainState,
-  dataset: Dataset,
-  *,
-  batch_size: int,
-  num_updates: int,
-  mesh: Mesh | None = None,
-) -> tuple[TrainState, Any]:
-  """`update_chunk` of `R` runs; metrics are `[R, U, ...]`.
-
-  The runs share one dataset, or the dataset has a leading axis `R` too.
-  """
-  axes = (0, 0 if is_of_each_run(dataset) else None)
-
-  def one(state, dataset):
-    return _chunk(learner, state, dataset, batch_size, num_updates, mesh)
-
-  if state.step.shape[0] > 1:
-    spmd_axis_name = None if mesh is None else "seed"
-    return jax.vmap(one, in_axes=axes, spmd_axis_name=spmd_axis_name)(
-      state, dataset
-    )
-  # A batch axis of one costs XLA's matrix products on CPU 40%.
-  alone = [
-    tree if axis is None else jax.tree.map(lambda leaf: leaf[0], tree)
-    for tree, axis in zip((state, dataset), axes, strict=True)
-  ]
-  return jax.tree.map(lambda leaf: leaf[None], one(*alone))
 
 
 @functools.partial(jax.jit, static_argnames="many")
@@ -229,53 +109,6 @@ def first_non_finite(metrics: Any) -> str:
     (name for name, row in rows.items() if row.any()),
     key=lambda name: int(np.argmax(rows[name])),
   )
-
-
-@functools.partial(
-  jax.jit, static_argnames=("learner", "many"), donate_argnames="state"
-)
-def _fit(
-  learner: Learner, state: TrainState, dataset: Dataset, *, many: bool
-) -> tuple[TrainState, Any]:
-  """A round in closed form, counted as one update; metrics are `[1]`."""
-
-  fit = learner.fit
-  assert fit is not None  # Callers ask before.
-
-  def one(state, dataset):
-    learner_state, metrics = fit(state.learner, dataset)
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(metrics)]
-    healthy = state.healthy & jnp.all(jnp.stack(finite))
-    kept = jax.tree.map(
-      lambda new, old: jnp.where(healthy, new, old),
-      learner_state,
-      state.learner,
-    )
-    step = state.step + healthy.astype(jnp.int32)
-    state = state._replace(learner=kept, step=step, healthy=healthy)
-    return state, jax.tree.map(lambda leaf: leaf[None], metrics)
-
-  if not many:
-    return one(state, dataset)
-  axes = (0, 0 if is_of_each_run(dataset) else None)
-  return jax.vmap(one, in_axes=axes)(state, dataset)
-
-
-def _fit_once(
-  learner: Learner,
-  state: TrainState,
-  dataset: Any,
-  mesh: Mesh | None,
-  *,
-  many: bool,
-) -> tuple[TrainState, Any]:
-  if mesh is not None or not isinstance(dataset, TransitionDataset):
-    raise InputError(
-      "learner: expected rows on one device for an algorithm in closed form,"
-      " found them divided or streamed; leave out mesh and strata, or give a log"
-      " that fits."
-    )
-  return _fit(learner, state, dataset, many=many)
 
 
 def _chunks(done: int, num_updates: int, chunk_size: int) -> Iterator[int]:
@@ -338,18 +171,20 @@ def train(
     num_updates = min(num_updates, 1)
   for size in _chunks(int(state.step), num_updates, chunk_size):
     if learner.fit is not None:
-      state, metrics = _fit_once(learner, state, dataset, mesh, many=False)
+      state, metrics = chunks.fit_once(
+        learner, state, dataset, mesh, many=False
+      )
     else:
       rows = dataset(int(state.step)) if callable(dataset) else dataset
-      state, metrics = update_chunk(
+      state, metrics = chunks.advance(
         learner,
         state,
         rows,
         batch_size=batch_size,
         num_updates=size,
         mesh=mesh,
+        many=False,
       )
-    metrics = jax.device_get(metrics)
     if not state.healthy:
       good = state._replace(healthy=jnp.ones((), jnp.bool_))
       check_finite(good)
@@ -395,17 +230,17 @@ def train_many(
     num_updates = min(num_updates, 1)
   for size in _chunks(done, num_updates, chunk_size):
     if learner.fit is not None:
-      state, metrics = _fit_once(learner, state, dataset, mesh, many=True)
+      state, metrics = chunks.fit_once(learner, state, dataset, mesh, many=True)
     else:
-      state, metrics = update_chunk_many(
+      state, metrics = chunks.advance(
         learner,
         state,
         dataset,
         batch_size=batch_size,
         num_updates=size,
         mesh=mesh,
+        many=True,
       )
-    metrics = jax.device_get(metrics)
     now_failed = ~np.asarray(state.healthy)
     for run in np.flatnonzero(now_failed & ~failed):
       name = first_non_finite(type(metrics)(*(leaf[run] for leaf in metrics)))

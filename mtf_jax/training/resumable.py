@@ -39,6 +39,10 @@ from mtf_jax.training.metrics import (
   summarize,
 )
 
+# Of a program that runs once: LLVM at its higher levels takes seconds for each
+# shape of random numbers, and the numbers have the same bits.
+_RUNS_ONCE = {"xla_backend_optimization_level": 1}
+
 # Shards that have left the pool of a streamed log.
 _POSITION = "stream_position"
 
@@ -71,10 +75,19 @@ def initial_state(
   hyperparams = {
     name: jnp.asarray(value) for name, value in config.hyperparams.items()
   }
-  learner_state = learner.init(
+
+  def init(rng_key, example, normalization):
+    # The numbers are no arguments: `init` checks those that it knows.
+    return learner.init(
+      rng_key,
+      example,
+      hyperparams_of(config.learner)(**hyperparams),
+      normalization,
+    )
+
+  learner_state = jax.jit(init, compiler_options=_RUNS_ONCE)(
     network_key,
     jax.tree.map(lambda leaf: leaf[0], example),
-    hyperparams_of(config.learner)(**hyperparams),
     normalization_from(dataset) if normalization is None else normalization,
   )
   return loop.start(batch_key, learner_state)

@@ -168,3 +168,15 @@ def test_flags_reach_the_run(dataset, tmp_path):
   assert (config["learner"], config["actor"]) == ("integrated_rl", "ple")
   assert (config["critic_updates"], config["ensemble_size"]) == (2, 3)
   assert json.loads(record)["world"] == "w1"
+
+
+def test_compiled_programs_are_kept_where_they_are_asked_for(dataset, tmp_path):
+  folder = tmp_path / "compiled"
+  flags = ("--num_updates=20", f"--compilation_cache_dir={folder}")
+  first = run(dataset, tmp_path / "a", *flags, **QUICK_TO_COMPILE)
+  assert first.returncode == 0, first.stderr
+  kept = sorted(folder.glob("*-cache"))
+  assert any("update_chunk" in path.name for path in kept)
+  second = run(dataset, tmp_path / "b", *flags, **QUICK_TO_COMPILE)
+  assert second.stdout == first.stdout
+  assert sorted(folder.glob("*-cache")) == kept

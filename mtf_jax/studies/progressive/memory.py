@@ -117,6 +117,7 @@ def programs(
       dataset,
       batch_size=train.batch_size,
       num_updates=train.chunk_size,
+      freeze=False,
     ),
     "drift": jax.jit(jax.vmap(drift)).lower(
       experiment.start, experiment.start, dataset
@@ -136,8 +137,9 @@ def programs(
   resident = {
     "worlds": num_bytes((experiment.world, experiment.evaluation_world)),
     "reward_table": num_bytes(table),
-    # Before the first round, in service, and in training.
-    "learner_states": 3 * state,
+    # Before the first round, in service, in training, and at the start of the
+    # chunk that is being trained.
+    "learner_states": 4 * state,
     "rows": num_bytes(dataset),
     # Of the rows as logged; the dataset is without them, and they stay until
     # it is made.
