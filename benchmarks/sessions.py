@@ -32,11 +32,13 @@ from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.experiment import (
   Experiment,
   evaluate_state,
-  tree_index,
   with_study_learner,
 )
 from mtf_jax.studies.progressive.rounds import play_round
-from mtf_jax.studies.progressive.study_learner import make_study_learner
+from mtf_jax.studies.progressive.study_learner import (
+  StudyLearner,
+  make_study_learner,
+)
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import fingerprint
 
@@ -65,17 +67,20 @@ def _gain(
   return found.gain, list(found.ci95)
 
 
+def parts_of(size: int) -> int:
+  """Parts that a round is logged in: they divide it, and are no larger than
+  those of preset `cpu`."""
+  least = -(-size // config_lib.PRESETS["cpu"].sessions_per_round)
+  return next(n for n in range(least, size + 1) if size % n == 0)
+
+
 def _last_round(
-  config: ProgressiveConfig, experiment: Experiment, name: str
+  config: ProgressiveConfig, experiment: Experiment, learner: StudyLearner
 ) -> EvalResult:
   """The policy of a learner after all rounds, judged."""
-  config = config.with_learner(name)
   # Room for the rows of one round: there is no batch of all of them.
   room = dataclasses.replace(config, rounds=1)
-  world = tree_index(experiment.world, 0)
-  played = with_study_learner(
-    experiment, room, make_study_learner(config.train, world)
-  )
+  played = with_study_learner(experiment, room, learner)
   state = played.start
   for number in range(config.rounds):
     state, _ = play_round(played, state, number)
@@ -101,16 +106,25 @@ def measure(
   Yields:
     `method`, `sessions_per_round` (None for the search), `gain_pct` over
     converged global weights with its interval over users, and
-    `share_of_in_box_optimum`.
+    `share_of_in_box_optimum`, None where the search gained nothing.
   """
   world = synthetic.synthetic_world(config.world_size, seed)
   world = world.with_leaving(leaving)
-  first = config.with_learner(learners[0])
+  # Made once: other functions would compile every program anew.
+  study_learners = {
+    name: make_study_learner(config.with_learner(name).train, world)
+    for name in learners
+  }
   experiment = baselines.prepare(
-    first, [world], [seed], make_study_learner(first.train, world)
+    config.with_learner(learners[0]),
+    [world],
+    [seed],
+    study_learners[learners[0]],
   )
   about = {"seed": seed, "leaving": leaving, "world": fingerprint(world)}
-  bound = None
+  started = time.monotonic()
+  best = baselines.in_box_optimum(experiment).results
+  bound, _ = _gain(experiment, best)
 
   def row(method, size, judged, started):
     gain, ci95 = _gain(experiment, judged)
@@ -120,22 +134,18 @@ def measure(
       "sessions_per_round": size,
       "gain_pct": gain,
       "gain_ci95": ci95,
-      "share_of_in_box_optimum": 1.0 if bound is None else gain / bound,
+      "share_of_in_box_optimum": gain / bound if bound > 0 else None,
       "seconds": time.monotonic() - started,
     }
 
-  started = time.monotonic()
-  best = baselines.in_box_optimum(experiment).results
-  found = row("in_box_optimum", None, best, started)
-  bound = found["gain_pct"]
-  yield found
+  yield row("in_box_optimum", None, best, started)
   for size in sizes:
     sized = dataclasses.replace(
-      config, sessions_per_round=size, collect_parts=max(1, size // 80_000)
+      config, sessions_per_round=size, collect_parts=parts_of(size)
     )
-    for name in learners:
+    for name, learner in study_learners.items():
       started = time.monotonic()
-      judged = _last_round(sized, experiment, name)
+      judged = _last_round(sized.with_learner(name), experiment, learner)
       yield row(name, size, judged, started)
     started = time.monotonic()
     judged = baselines.platform_es(experiment._replace(config=sized)).results
@@ -143,7 +153,10 @@ def measure(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Over the seeds, by method and sessions: means, and intervals of two or more."""
+  """Over the seeds, by method and sessions: means, and intervals of two or more.
+
+  None where a seed has no share.
+  """
   found: dict[Any, list[dict[str, Any]]] = {}
   for row in rows:
     found.setdefault((row["method"], row["sessions_per_round"]), []).append(row)
@@ -152,9 +165,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     means = {}
     for name in ("gain_pct", "share_of_in_box_optimum"):
       values = [row[name] for row in of_seeds]
-      means[name] = float(np.mean(values))
-      means[name.replace("_pct", "") + "_ci95_over_seeds"] = (
-        list(mean_interval(values)) if len(values) > 1 else None
+      known = None not in values
+      means[name] = float(np.mean(values)) if known else None
+      means[name.removesuffix("_pct") + "_ci95_over_seeds"] = (
+        list(mean_interval(values)) if known and len(values) > 1 else None
       )
     result.append(
       {
@@ -167,9 +181,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   return result
 
 
+def _share(row: dict[str, Any]) -> str:
+  share = row["share_of_in_box_optimum"]
+  return "undefined" if share is None else f"{share:.0%}"
+
+
 def main() -> None:
   """Measures, writes after each row, prints a table."""
   config = config_lib.PRESETS[_PRESET.value]
+  with launch.refusals("--"):
+    config_lib.check_seeds(_SEEDS.value)
   with launch.refusals("--learners: "):
     for name in _LEARNERS.value:
       config.with_learner(name)
@@ -181,7 +202,7 @@ def main() -> None:
       rows.append(row)
       print(
         f"seed {seed}, {row['method']}, {row['sessions_per_round']} sessions:"
-        f" {row['gain_pct']:+.2f} %, {row['share_of_in_box_optimum']:.0%}",
+        f" {row['gain_pct']:+.2f} %, {_share(row)}",
         file=sys.stderr,
         flush=True,
       )
@@ -208,7 +229,7 @@ def main() -> None:
           else f"{row['sessions_per_round']:,}",
           str(row["seeds"]),
           f"{row['gain_pct']:+.2f}",
-          f"{row['share_of_in_box_optimum']:.0%}",
+          _share(row),
         ]
         for row in summary(rows)
       ],

@@ -39,8 +39,8 @@ from mtf_jax.training.metrics import (
   summarize,
 )
 
-# Of a program that runs once: LLVM at its higher levels takes seconds for each
-# shape of random numbers, and the numbers have the same bits.
+# Of a program that runs once on a CPU: LLVM at its higher levels takes seconds for
+# each shape of random numbers, and the numbers have the same bits.
 _RUNS_ONCE = {"xla_backend_optimization_level": 1}
 
 # Shards that have left the pool of a streamed log.
@@ -85,7 +85,8 @@ def initial_state(
       normalization,
     )
 
-  learner_state = jax.jit(init, compiler_options=_RUNS_ONCE)(
+  options = _RUNS_ONCE if jax.default_backend() == "cpu" else None
+  learner_state = jax.jit(init, compiler_options=options)(
     network_key,
     jax.tree.map(lambda leaf: leaf[0], example),
     normalization_from(dataset) if normalization is None else normalization,

@@ -157,6 +157,8 @@ def test_cells_with_knots_at_the_scores_have_the_order_of_equation_1(
       *map(np.array, (knots, start, np.maximum(increments, 0)))
     )
     z = _fuse(scores, cells, np.zeros(len(sign)))
+  # Logarithms here are below 20 in size, and 1e-12 of them is what some 5,000
+  # roundings of float64 may add up to.
   scale = 1e-12 * np.abs(weights.power).sum() * 20
   np.testing.assert_allclose(z, log_scores, rtol=0, atol=scale)
   order = np.sign(log_scores[:, None] - log_scores[None, :])

@@ -110,6 +110,7 @@ def test_an_end_is_the_learner_of_that_group_alone(found):
     given = learner.policy(front.weighted(state, share))
     observation = found.experiment.normalization.mean[0] + 1.0
     key = jax.random.key(0)
+    # Weights of 2 and of 1: float32 sums round otherwise before they cancel.
     np.testing.assert_allclose(
       learner.act(given, observation, key),
       learner.act(expected, observation, key),
@@ -128,6 +129,7 @@ def test_the_interval_of_the_area_is_that_of_drawing_users_again():
   sums = front.Sums(base[:1] * (1 + 0.1 * noise[0]), 1.2 * base[1:], *base)
   low, high = front.volume_interval(sums)
   error = np.std(base[0] * (0.1 * noise[0] - 0.1)) / base[0].mean() / 4000**0.5
+  # The ends are quantiles of 1,000 draws, each within 5% of the width or so.
   assert high - low == pytest.approx(2 * 1.96 * 100 * error * 20, rel=0.15)
   assert low < 200 < high
 
