@@ -28,6 +28,7 @@ References:
   Randomly Exposed Videos", CIKM 2022.
 """
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -44,6 +45,7 @@ from mtf_jax.data.behaviours import (
   VALID_SECONDS,
 )
 from mtf_jax.kernels import _checks
+from mtf_jax.worlds.row_by_row import row_by_row
 
 NUM_UNIFORMS = 2  # per shown item: play time, interactions
 
@@ -206,12 +208,11 @@ def interest(
   return _interest(response, user, items, out_of_reach(response, user, items))
 
 
-def _play_of(
-  z: jax.Array, duration: jax.Array, bucket: jax.Array, play_table: jax.Array
+def _play_fraction_of(
+  z: jax.Array, bucket: jax.Array, play_table: jax.Array
 ) -> jax.Array:
   spacing = (Z_MAX - Z_MIN) / (Z_POINTS - 1)
-  fraction = _interpolate(play_table, bucket, (z - Z_MIN) / spacing)
-  return _play_seconds(fraction, duration)
+  return _interpolate(play_table, bucket, (z - Z_MIN) / spacing)
 
 
 def _thresholds(play: jax.Array, duration: jax.Array) -> list[jax.Array]:
@@ -292,24 +293,45 @@ def sample_responses(
   _check_table(response)
   beyond = out_of_reach(response, user, items)
   mean = _interest(response, user, items, beyond)
-  # 0 would be minus infinity; half the spacing of float32 uniforms is not.
-  noise = special.ndtri(jnp.maximum(uniforms[:, 0], 2.0**-25))
-  duration = response.duration[items]
-  play = _play_of(
-    mean + response.residual_scale * noise,
-    duration,
-    response.duration_bucket[items],
-    response.play_table,
+  z = row_by_row(
+    functools.partial(_latent_play, response.residual_scale),
+    mean,
+    uniforms[:, 0],
   )
-  valid, finish, click, long_view = _thresholds(play, duration)
-
+  duration = response.duration[items]
+  fraction = _play_fraction_of(
+    z, response.duration_bucket[items], response.play_table
+  )
+  play = row_by_row(_play_seconds, fraction, duration)
   logits = _interaction_logits(response, user, items, beyond, play)
-  rest = uniforms[:, 1]
+  happened = row_by_row(
+    functools.partial(_sample_interactions, response.interaction_coupling),
+    logits,
+    uniforms[:, 1],
+  )
+  columns = [*_thresholds(play, duration), *happened.T]
+  columns.insert(1, play)
+  return jnp.stack([column.astype(play.dtype) for column in columns], axis=-1)
+
+
+def _latent_play(
+  residual_scale: jax.Array, mean: jax.Array, uniform: jax.Array
+) -> jax.Array:
+  # 0 would be minus infinity; half the spacing of float32 uniforms is not.
+  noise = special.ndtri(jnp.maximum(uniform, 2.0**-25))
+  return mean + residual_scale * noise
+
+
+def _sample_interactions(
+  coupling: jax.Array, logits: jax.Array, uniform: jax.Array
+) -> jax.Array:
+  """Interactions `[N]` of one item, 0 or 1, from one uniform."""
+  rest = uniform
   happened: list[jax.Array] = []
   for n in range(len(INTERACTIONS)):
-    logit = logits[:, n]
+    logit = logits[n]
     for m, before in enumerate(happened):
-      logit += response.interaction_coupling[n, m] * before
+      logit += coupling[n, m] * before
     probability = jax.nn.sigmoid(logit)
     event = rest < probability
     # Given the event (or not), the position inside its interval is uniform
@@ -320,8 +342,7 @@ def sample_responses(
       (rest - probability) / jnp.maximum(1.0 - probability, 1e-6),
     )
     happened.append(event.astype(rest.dtype))
-  columns = [valid, play, finish, click, long_view, *happened]
-  return jnp.stack([column.astype(play.dtype) for column in columns], axis=-1)
+  return jnp.stack(happened)
 
 
 def _expected_interactions(
@@ -387,7 +408,8 @@ def expected_responses(
   density = np.exp(-0.5 * _QUADRATURE**2)
   weights = jnp.asarray(density / density.sum(), mean.dtype)[None, :]
   z = mean[:, None] + response.residual_scale * noise[None, :]
-  play = _play_of(z, duration[:, None], bucket[:, None], response.play_table)
+  fraction = _play_fraction_of(z, bucket[:, None], response.play_table)
+  play = _play_seconds(fraction, duration[:, None])
 
   thresholds = _latent_thresholds(response, duration, bucket)
   valid, finish, click, long_view = (

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.worlds.row_by_row import row_by_row
+
 _LEVELS = 256
 _BLOCK = 256  # users whose scores are held as floats at once
 
@@ -46,8 +48,9 @@ def lookup_scores(
     float32 `[C, K]`, positive.
   """
   codes = tables.codes[user, slots].astype(jnp.int32)
-  task = jnp.arange(codes.shape[1], dtype=jnp.int32)
-  return tables.values[task[None, :], codes]
+  return row_by_row(
+    lambda values, codes: values[codes], tables.values, codes.T
+  ).T
 
 
 def positive_scores(linear: np.ndarray, log_link: np.ndarray) -> np.ndarray:
