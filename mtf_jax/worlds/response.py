@@ -145,7 +145,7 @@ def play_fraction(play_seconds: np.ndarray, duration: np.ndarray) -> np.ndarray:
 
 
 def _play_seconds(fraction: jax.Array, duration: jax.Array) -> jax.Array:
-  """Inverse of `play_fraction`, both `[L, ...]`."""
+  """Inverse of `play_fraction`, of the broadcast shape."""
   unit = jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
   # The minimum keeps a watched video's play time exactly at `unit` or beyond
   # and a partly watched one's below, whatever the rounding of expm1.
@@ -309,8 +309,8 @@ def sample_responses(
     logits,
     uniforms[:, 1],
   )
-  columns = [*_thresholds(play, duration), *happened.T]
-  columns.insert(1, play)
+  valid, finish, click, long_view = _thresholds(play, duration)
+  columns = [valid, play, finish, click, long_view, *happened.T]
   return jnp.stack([column.astype(play.dtype) for column in columns], axis=-1)
 
 
