@@ -3,11 +3,14 @@
   python -m experiments.compare --preset=smoke --out_dir=runs/compare
   python -m experiments.compare --seeds=10,11 --leaving=slate_fatigue
   python -m experiments.compare --learners=integrated_rl,td3_bc --data=box
-  python -m experiments.compare --world=kuairand.world --seeds=10
+  python -m experiments.compare --world=kuairand.world --seeds=10 \
+    --log_dir=kuairand_pure
   python -m experiments.compare --tune --seeds=0,1,2,3,4 --out_dir=runs/tuning
 
 Killed at any moment, the same command with `--resume` goes on with the first cell
-that is not done. Matplotlib (the `plots` extra) adds `report.html`.
+that is not done. With `--log_dir`, the folder in KuaiRand's layout that the world was
+fitted to, policies are judged on the log's held-out days too (the `data` extra);
+`--test_from` and `--fit_before` must be those of the fit. Matplotlib (the `plots` extra) adds `report.html`.
 """
 
 import sys
@@ -17,12 +20,15 @@ from absl import flags
 
 from experiments import launch, worlds
 from mtf_jax.evaluation.tables import text as table_text
-from mtf_jax.io import MAX_SEED
+from mtf_jax.io import MAX_SEED, InputError
 from mtf_jax.studies.compare import config as config_lib
 from mtf_jax.studies.compare import study, tuning
 from mtf_jax.studies.compare.methods import METHODS, VERSIONS
 from mtf_jax.studies.compare.plan import CompareDir, Plan
+from mtf_jax.studies.log_gauc import held_out
+from mtf_jax.studies.log_gauc.held_out import HeldOut
 from mtf_jax.worlds.leaving import LEAVING_MODELS
+from mtf_jax.worlds.world import World
 
 _WORLD = worlds.define_world()
 _PRESET = flags.DEFINE_enum(
@@ -48,6 +54,17 @@ _LEAVING = flags.DEFINE_list(
   "leaving",
   [next(iter(LEAVING_MODELS))],
   f"Leaving models: {', '.join(LEAVING_MODELS)}.",
+)
+_LOG_DIR = launch.define_in_dir(
+  "log_dir",
+  None,
+  "Log that --world was fitted to, to judge on its held-out days too.",
+)
+_TEST_FROM = flags.DEFINE_integer(
+  "test_from", 20220505, "Ranker's first held-out day, as in the fit.", 1
+)
+_FIT_BEFORE = flags.DEFINE_integer(
+  "fit_before", None, "First day that the fit did not see, as in the fit.", 1
 )
 _TUNE = flags.DEFINE_boolean(
   "tune",
@@ -75,6 +92,7 @@ def _plan() -> Plan:
       data=tuple(_DATA.value),
       config=config_lib.PRESETS[_PRESET.value],
       tuned=config_lib.tuned_numbers(),
+      log_dir=_LOG_DIR.value,
     )
 
 
@@ -84,12 +102,32 @@ def _resume() -> Sequence[str]:
   return ["--resume"] if begun and not _RESUME.value else []
 
 
+def _held_out(log_dir: str | None, world: World | None) -> HeldOut | None:
+  """The held-out days of the world's log, if there is one to judge on."""
+  if log_dir is None:
+    return None
+  if _TUNE.value:
+    raise InputError(
+      "--log_dir: expected none with --tune, which judges by the true gain,"
+      f" found {log_dir}."
+    )
+  with launch.refusals():  # They name the flags themselves.
+    return held_out.read(
+      log_dir,
+      world,
+      test_from=_TEST_FROM.value,
+      seed=0,
+      fit_before=_FIT_BEFORE.value,
+    )
+
+
 def main() -> None:
   """Plays all cells, writes the report, prints the tables."""
   plan, folder = _plan(), CompareDir(_OUT_DIR.value)
   world = None
   if plan.world != "synthetic":
     world = worlds.load(plan.world)
+  shown = _held_out(plan.log_dir, world)
 
   def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
@@ -100,7 +138,9 @@ def main() -> None:
       table = tuning.run_tuning(plan, folder, world, say, resume=resume)
       print(f"{table_text(table)}\n{folder.path / 'tuning.json'}")
       return
-    tables = study.run_study(plan, folder, world, say, resume=resume)
+    tables = study.run_study(
+      plan, folder, world, say, held_out=shown, resume=resume
+    )
   print("\n".join(map(table_text, tables)))
   print(f"{folder.path / 'compare.json'}\n{folder.path / 'report.md'}")
 

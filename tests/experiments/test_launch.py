@@ -55,6 +55,7 @@ _IN_FILE = {
 }
 _IN_DIR = {
   "experiments.audit_world": "log_dir",
+  "experiments.compare": "log_dir",
   "experiments.export_policy": "run",
   "experiments.fit_constants": "log_dir",
   "experiments.fit_world": "log_dir",

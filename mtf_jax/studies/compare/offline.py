@@ -10,7 +10,7 @@ state features, `A` action components, `K` tasks.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -50,6 +50,15 @@ METRICS = {
   "fqe": "FQE",
   "mtf_gauc": "MTF-GAUC",
 }
+# Of the fitted world's own log, where it was given.
+LOG_GAUC = "log_gauc"
+
+
+def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """`METRICS`, and the one of a real log if rows have it."""
+  if any(LOG_GAUC in row for row in rows):
+    return {**METRICS, LOG_GAUC: "MTF-GAUC, held-out days"}
+  return METRICS
 
 
 class Shown(NamedTuple):

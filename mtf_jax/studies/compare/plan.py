@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mtf_jax import folder_lock
-from mtf_jax.io import write_json, write_text
+from mtf_jax.io import InputError, write_json, write_text
 from mtf_jax.studies.compare.config import (
   DATA,
   CompareConfig,
@@ -43,6 +43,8 @@ class Plan:
   data: of `DATA`.
   config: sizes.
   tuned: `method:version` -> hyperparameters.
+  log_dir: folder of the log that the world was fitted to, whose held-out days
+    policies are judged on besides; None for none.
   """
 
   world: str
@@ -54,6 +56,7 @@ class Plan:
   data: tuple[str, ...]
   config: CompareConfig
   tuned: dict[str, dict[str, float]]
+  log_dir: str | None = None
 
   def __post_init__(self):
     """Refuses what would only fail after minutes, the field's name first."""
@@ -62,6 +65,11 @@ class Plan:
     check_names("learners", self.methods, METHODS)
     check_names("versions", self.versions, VERSIONS)
     check_names("data", self.data, DATA)
+    if self.log_dir is not None and self.world == "synthetic":
+      raise InputError(
+        "log_dir: expected a --world that was fitted to the log, found"
+        " synthetic."
+      )
     for method, version, _ in self.cells:
       self.config.train_of(method, version, self.tuned)
 

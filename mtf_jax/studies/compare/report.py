@@ -11,7 +11,7 @@ from mtf_jax.io import json_text
 from mtf_jax.studies import pages
 from mtf_jax.studies.compare.bench import GLOBAL
 from mtf_jax.studies.compare.methods import METHODS
-from mtf_jax.studies.compare.offline import METRICS
+from mtf_jax.studies.compare.offline import LOG_GAUC, metrics_of
 from mtf_jax.studies.compare.plan import CompareDir, Plan
 
 Row = Mapping[str, Any]
@@ -133,12 +133,19 @@ def tables(
       "outside": _mean("outside_share", ".0%"),
     },
   )
+  known = [name for name in ("mtf_gauc", LOG_GAUC) if name in metrics_of(rows)]
+  of_log = (
+    " On the log's held-out days the same of what each user was shown in a day; the"
+    " world's responses were fitted to these days too."
+  )
   gauc = _table(
     "Table 2: MTF-GAUC",
     "Of the lists shown in the test log: within a list, valid consumption against"
-    " the fused score, items weighted by their reward." + _SPREAD,
+    " the fused score, items weighted by their reward."
+    + of_log * (LOG_GAUC in known)
+    + _SPREAD,
     rows,
-    {"MTF-GAUC": _mean("mtf_gauc", ".4f")},
+    {metrics_of(rows)[name]: _mean(name, ".4f") for name in known},
   )
   truth = _table(
     "Table 3: true gains",
@@ -173,11 +180,13 @@ def tables(
       "state MB": _mean("state_mb", ".2f"),
     },
   )
-  return [estimates, gauc, truth, _ordering(metrics), cost]
+  return [estimates, gauc, truth, _ordering(metrics, metrics_of(rows)), cost]
 
 
-def _ordering(metrics: Sequence[Mapping[str, Any]]) -> Table:
-  """How well each offline metric orders policies."""
+def _ordering(
+  metrics: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> Table:
+  """How well each offline metric, by its name in words, orders policies."""
 
   def with_ends(value, ends, form):
     low, high = (shown(end, form) for end in ends)
@@ -192,7 +201,7 @@ def _ordering(metrics: Sequence[Mapping[str, Any]]) -> Table:
     ("metric", "rank correlation", "regret %", "policies"),
     [
       (
-        METRICS[found["metric"]],
+        names[found["metric"]],
         with_ends(found["rank_correlation"], found["ci95"], "+.2f"),
         with_ends(found["regret_pct"], found["regret_ci95"], ".2f"),
         str(found["policies"]),

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtf_jax.evaluation.statistics import mean_interval
 from mtf_jax.evaluation.tables import Table
-from mtf_jax.studies.compare.offline import METRICS
+from mtf_jax.studies.compare.offline import metrics_of
 from mtf_jax.studies.compare.report import by_policy
 from mtf_jax.studies.pages import (
   BLUE,
@@ -85,9 +85,13 @@ def _forest(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _scatter(rows: Sequence[Mapping[str, Any]]) -> str:
   """Each offline metric against the truth, a point a policy and seed."""
+  metrics = metrics_of(rows)
+  columns = len(metrics) // 2 + 1  # The last panel is the legend's.
   drawn = figure(10, 6)
-  grid = drawn.subplots(2, 3)
-  for axes, (metric, title) in zip(grid.flat, METRICS.items(), strict=False):
+  grid = drawn.subplots(2, columns)
+  for axes in grid.flat[len(metrics) :]:
+    axes.axis("off")
+  for axes, (metric, title) in zip(grid.flat, metrics.items(), strict=False):
     for (_, data), group in by_policy(rows).items():
       points = [
         (row[metric], np.clip(row["reward_gain_pct"], -_FAR, _FAR))
@@ -100,7 +104,6 @@ def _scatter(rows: Sequence[Mapping[str, Any]]) -> str:
     axes.set_xlabel(title, fontsize=9)
     axes.tick_params(labelsize=8)
   legend = grid.flat[-1]
-  legend.axis("off")
   for data, color in _COLORS.items():
     legend.plot([], [], ".", color=color, label=data or "global weights")
   legend.legend(title="log", frameon=False, loc="center")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from mtf_jax.data.transitions import Rows
+from mtf_jax.evaluation.mtf_gauc import day_auc, mtf_gauc
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.fitting import synthetic
 from mtf_jax.learners.base import Learner
@@ -22,6 +23,7 @@ from mtf_jax.studies.compare.cells import (
   train_cell,
 )
 from mtf_jax.studies.compare.plan import Clock, CompareDir, Plan
+from mtf_jax.studies.log_gauc.held_out import HeldOut, policy_score
 from mtf_jax.studies.progressive.experiment import (
   tree_index,
   with_study_learner,
@@ -36,8 +38,11 @@ Say = Callable[[str], None]
 class _Group:
   """One seed and leaving model; logs are made when the first cell needs them."""
 
-  def __init__(self, plan: Plan, bench: Bench, fqe: Learner):
+  def __init__(
+    self, plan: Plan, bench: Bench, fqe: Learner, held_out: HeldOut | None
+  ):
     self.plan, self.bench, self.fqe = plan, bench, fqe
+    self.held_out = held_out
     self._test: offline.TestLog | None = None
     self._log: tuple[str, Rows] | None = None
 
@@ -57,15 +62,19 @@ class _Group:
 
   def judge(self, act: Any, params: Any) -> dict[str, Any]:
     """Truth and offline metrics of a policy."""
-    served = PolicyParams(params, 0.0, 0.0)
-    result = jax.device_get(
-      bench_lib.judge(self.bench, explore_around(act), served)
-    )
+    served, decide = PolicyParams(params, 0.0, 0.0), explore_around(act)
+    result = jax.device_get(bench_lib.judge(self.bench, decide, served))
     found = bench_lib.true_figures(self.bench, result)
     estimates = offline.offline_figures(
       self.bench, self.fqe, self.test(), act, params
     )
-    return {**found, **estimates}
+    if self.held_out is None:
+      return {**found, **estimates}
+    spec = tree_index(self.bench.experiment.world, 0).fusion_spec
+    shown = self.held_out.impressions
+    score = policy_score(self.held_out, decide, served, spec)
+    of_log = mtf_gauc(day_auc(score, shown), shown)
+    return {**found, **estimates, offline.LOG_GAUC: of_log}
 
 
 def _judge_global(group: _Group, learners: Learners) -> dict[str, Any]:
@@ -118,6 +127,7 @@ def run_study(
   world: World | None,
   say: Say,
   *,
+  held_out: HeldOut | None = None,
   resume: bool = False,
 ) -> list[Table]:
   """Plays all cells that are not done yet, and writes the report.
@@ -127,6 +137,7 @@ def run_study(
     folder: where it goes.
     world: the fitted world, None for a synthetic one of each seed.
     say: told of what happens.
+    held_out: held-out days of the log of the plan's `log_dir`.
     resume: whether to go on with what is in the folder.
 
   Returns:
@@ -136,11 +147,15 @@ def run_study(
     InputError: the folder cannot be what it is asked for.
   """
   with folder.hold(plan, resume):
-    return _run(plan, folder, world, say)
+    return _run(plan, folder, world, say, held_out)
 
 
 def _run(
-  plan: Plan, folder: CompareDir, world: World | None, say: Say
+  plan: Plan,
+  folder: CompareDir,
+  world: World | None,
+  say: Say,
+  held_out: HeldOut | None,
 ) -> list[Table]:
   started = time.monotonic()
   clock = Clock(len(plan.cells) * len(plan.seeds) * len(plan.leaving))
@@ -161,7 +176,7 @@ def _run(
       bench, kept = bench_lib.prepare(
         plan.config, left, seed, known and known["searches"], say
       )
-      group = _Group(plan, bench, fqe)
+      group = _Group(plan, bench, fqe, held_out)
       if known is None:
         judged = _judge_global(group, learners)
         known = undefined_as_none({"searches": kept, "judged": judged})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mtf_jax.evaluation.statistics import interval, mean_interval
-from mtf_jax.studies.compare.offline import METRICS
+from mtf_jax.studies.compare.offline import metrics_of
 
 _REPLICATES = 2000
 
@@ -75,7 +75,7 @@ def offline_against_truth(
     over its policies, and the regret has none. None where undefined.
   """
   entries = []
-  for metric in METRICS:
+  for metric in metrics_of(rows):
     groups = _groups(rows, metric)
     found, regrets = [], []
     for group in groups:

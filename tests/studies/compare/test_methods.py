@@ -92,6 +92,7 @@ def test_cells_are_methods_by_their_versions_by_logs():
     ({"versions": ("tuned",)}, "versions: expected"),
     ({"leaving": ("never",)}, "leaving: expected"),
     ({"seeds": (1, 1)}, "seeds: expected different"),
+    ({"log_dir": "log"}, "log_dir: expected a --world that was fitted"),
     ({"tuned": {"td3_bc:told_box": {"colour": 1.0}}}, "hyperparams: expected"),
   ],
 )

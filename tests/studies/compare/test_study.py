@@ -10,7 +10,9 @@ import pytest
 
 from mtf_jax import policies
 from mtf_jax.data.transitions import sample_transitions
+from mtf_jax.evaluation.mtf_gauc import Impressions, day_auc, mtf_gauc
 from mtf_jax.io import InputError
+from mtf_jax.kernels import fusion
 from mtf_jax.learners import base, box_units, fqe
 from mtf_jax.learners.es import Search
 from mtf_jax.networks import box_critic
@@ -19,6 +21,8 @@ from mtf_jax.studies.compare import cells, offline, report_html, study
 from mtf_jax.studies.compare.config import DATA, PRESETS
 from mtf_jax.studies.compare.methods import VERSIONS
 from mtf_jax.studies.compare.plan import CompareDir, Plan
+from mtf_jax.studies.log_gauc.held_out import HeldOut, global_score
+from mtf_jax.worlds import env
 from tests.small_world import small_world
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -380,6 +384,45 @@ def test_a_damaged_cell_is_named(played, tmp_path):
     study.run_study(
       plan, CompareDir(tmp_path / "x"), small_world(), _silent, resume=True
     )
+
+
+def test_a_real_log_is_a_column_more(tmp_path):
+  """What global weights get there is what their fused scores are worth."""
+  world, rng = small_world(), np.random.default_rng(0)
+  num_tasks, length, days = world.num_actions // 2, 6, 40
+  count = days * length
+  scores = rng.uniform(0.05, 0.95, (count, num_tasks)).astype(np.float32)
+  shown = Impressions(
+    label=(rng.uniform(size=count) < scores[:, 0]).astype(float),
+    reward=rng.uniform(size=count),
+    day=np.repeat(np.arange(days), length),
+    user=np.arange(days) // 2,
+  )
+  observation = env.observe(world, env.reset(jax.random.key(0), world))
+  held_out = HeldOut(
+    shown,
+    scores,
+    np.tile(np.asarray(observation), (days, 1)),
+    np.full(days, 20220506),
+    np.ones(days, bool),
+  )
+  plan = tiny_plan(
+    world="w.world", data=("box",), versions=("told_box",), log_dir="log"
+  )
+  folder = CompareDir(tmp_path / "run")
+  tables = study.run_study(plan, folder, world, _silent, held_out=held_out)
+  result = json.loads((folder.path / "compare.json").read_text())
+  rows = {row["learner"]: row for row in result["rows"]}
+  action = _bench().actions["baseline"]
+  weights = fusion.weights_from_action(jnp.asarray(action), world.fusion_spec)
+  auc = day_auc(global_score(held_out, weights), shown)
+  expected = mtf_gauc(auc, shown)
+  assert rows["baseline"]["log_gauc"] == pytest.approx(expected, abs=1e-6)
+  assert 0.5 < expected < 1
+  assert result["metrics"][-1]["metric"] == "log_gauc"
+  assert tables[1].header[-1] == "MTF-GAUC, held-out days"
+  assert f"{expected:.4f}" in tables[1].rows[0][-1]
+  assert "td3_bc" in rows and rows["td3_bc"]["log_gauc"] is not None
 
 
 def test_policies_are_judged_on_the_same_sessions():
