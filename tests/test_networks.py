@@ -90,6 +90,18 @@ def test_critics_are_independent_and_one_leading_axis_each(kind):
     critic.apply_one(one, observation, action, box), q[:, 1, 2], rtol=1e-5
   )
 
+  # And several actions of a state are worth what each is worth.
+  actions = jnp.stack([action, action + 0.1, -action])
+  several = critic.apply_many(params, observation, actions, box)
+  assert several.shape == (3, B, 2, 3)
+  for values, asked in zip(several, actions, strict=True):
+    np.testing.assert_allclose(
+      values,
+      critic.apply(params, observation, asked, box),
+      rtol=1e-5,
+      atol=1e-6,
+    )
+
 
 def test_the_start_has_the_scale_of_one_dense_layer():
   """Kernels of a layer in two parts have variance 1 / (both fans in)."""

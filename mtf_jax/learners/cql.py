@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.transitions import Transition
+from mtf_jax.io import InputError
 from mtf_jax.kernels.losses import critic_loss
 from mtf_jax.learners import actor_critic, base, box_units, soft_actor
 from mtf_jax.learners.base import Learner, Normalization
@@ -193,12 +194,12 @@ def cql(
     multiplier: Adam on `-multiplier (conservative_scale gap - tau)`, for its
     logarithm; soft update of Q'.
 
-  All `3N + 1` values of a state are one pass of the critics over a batch as
-  many times as long. The policy served is the mode, `tanh` of the mean.
+  All `3N + 1` values of a state are one pass of the critics: contractions over a
+  batch as many times as long, but for those that see no action. The policy served is the mode, `tanh` of the mean.
 
   Args:
     actor: the policy's mode, in [-1, 1].
-    critic: the critics' network.
+    critic: the critics' network, with `apply_many`.
     critic_updates: number of critic updates after the one of the actor, static
       (1 in [1]). A batch is split into that many parts, and the actor's part is
       the first one.
@@ -208,9 +209,13 @@ def cql(
     The learner; its `value` is that of the least critic.
 
   Raises:
+    InputError: the critic has no `apply_many`.
     ValueError: at `init`, a hyperparameter out of range or of a wrong shape; at
       `update`, a batch that `critic_updates` does not divide.
   """
+  apply_many = critic.apply_many
+  if apply_many is None:
+    raise InputError("critic: expected a network with apply_many, found None.")
   policy = tanh_gaussian(actor)
 
   def init(
@@ -289,24 +294,14 @@ def cql(
       batch, numbers.discount, value_t + numbers.entropy_backup * bonus_t
     )
     actions = jnp.concatenate([batch.action_tm1[None], sampled])
-    repeated = jax.tree.map(
-      lambda leaf: jnp.broadcast_to(
-        leaf[None], (actions.shape[0], *leaf.shape)
-      ).reshape(-1, leaf.shape[1]),
-      (batch.observation_tm1, batch.box_tm1),
-    )
-    observation, box = repeated
     multiplier = jnp.clip(
       jnp.exp(state.multiplier_params), 0, _LARGEST_MULTIPLIER
     )
 
     def loss_fn(params):
-      q = critic.apply(
-        params, observation, actions.reshape(-1, actions.shape[2]), box
-      )
-      total = actor_critic.weigh(q, numbers.group_weights)
-      total = total.reshape(*actions.shape[:2], -1)
-      q_tm1 = q[: actions.shape[1]]
+      q = apply_many(params, batch.observation_tm1, actions, batch.box_tm1)
+      total = jax.vmap(actor_critic.weigh, (0, None))(q, numbers.group_weights)
+      q_tm1 = q[0]
       y = jnp.broadcast_to(targets, q_tm1.shape)
       td_loss = jnp.mean(jax.vmap(critic_loss)(q_tm1, y))
       gap = jnp.mean(gap_of(total[1:], log_prob, total[0]))

@@ -32,12 +32,16 @@ class Critic(NamedTuple):
   apply_one: `(params, observation [B, S], action [B, A], box [B, A]) -> [B]` of
     one critic, its leaves without the axes `[G, M]`; for a learner that needs a
     gradient of each critic's own. None if the network has no such thing.
+  apply_many: `(params, observation [B, S], actions [N, B, A], box [B, A]) ->
+    [N, B, G, M]` values of several actions of a state. None if the network has no
+    such thing.
   """
 
   init: Callable[..., Any]
   apply: Callable[..., jax.Array]
   hidden_sizes: tuple[int, ...] = (256, 256)
   apply_one: Callable[..., jax.Array] | None = None
+  apply_many: Callable[..., jax.Array] | None = None
 
 
 def box_deviation(action: chex.Array, box: ActionBox) -> jax.Array:
@@ -215,7 +219,37 @@ class _BoxCritic(_Ensemble):
     return self.per_critic(value, observation.dtype)
 
 
-def _critic(module: _MLPCritic | _BoxCritic) -> Critic:
+def _in_a_row(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`apply_many` of a network that takes state and action together.
+
+  A batch as many times as long: mapped over the actions, the gradient of its
+  kernels would be one for each of them, summed afterwards.
+  """
+
+  def apply_many(params, observation, actions, box):
+    count, rows, _ = actions.shape
+
+    def repeated(leaf):
+      longer = jnp.broadcast_to(leaf[None], (count, *leaf.shape))
+      return longer.reshape(-1, leaf.shape[1])
+
+    observation, box = jax.tree.map(repeated, (observation, box))
+    flat = actions.reshape(-1, actions.shape[2])
+    values = apply(params, observation, flat, box)
+    return values.reshape(count, rows, *values.shape[1:])
+
+  return apply_many
+
+
+def _mapped(apply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`apply_many` of a network whose layers see the state alone, made once."""
+  return jax.vmap(apply, (None, None, 0, None))
+
+
+def _critic(
+  module: _MLPCritic | _BoxCritic,
+  many: Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]],
+) -> Critic:
   def init(rng_key, observation, action, box):
     one = jax.tree.map(lambda leaf: leaf[None], (observation, action, box))
     return module.init(rng_key, *one)
@@ -229,7 +263,7 @@ def _critic(module: _MLPCritic | _BoxCritic) -> Critic:
     value = cast(jax.Array, alone.apply(params, observation, action, box))
     return value[:, 0, 0]
 
-  return Critic(init, apply, tuple(module.hidden_sizes), apply_one)
+  return Critic(init, apply, tuple(module.hidden_sizes), apply_one, many(apply))
 
 
 def mlp_critic(
@@ -252,7 +286,8 @@ def mlp_critic(
       ensemble_size=ensemble_size,
       hidden_sizes=tuple(hidden_sizes),
       dtype=dtype,
-    )
+    ),
+    _in_a_row,
   )
 
 
@@ -286,5 +321,6 @@ def box_critic(
       hidden_sizes=tuple(hidden_sizes),
       quadratic=quadratic,
       dtype=dtype,
-    )
+    ),
+    _mapped,
   )

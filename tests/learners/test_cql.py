@@ -7,6 +7,7 @@ import pytest
 
 from mtf_jax import networks
 from mtf_jax.data import transitions
+from mtf_jax.io import InputError
 from mtf_jax.learners import cql
 from mtf_jax.training import loop
 from tests.learners import float64
@@ -23,6 +24,7 @@ from tests.learners.float64 import (
   weigh,
 )
 from tests.learners.test_integrated_rl import example_of
+from tests.learners.test_probes import SLOPE_CRITIC
 from tests.learners.test_sac_n import (
   SQUASHED_CONSTANT,
   SoftReference,
@@ -157,7 +159,15 @@ _LINEAR_CRITIC = networks.Critic(
   apply=lambda params, observation, action, box: (
     params[0] + action @ params[1:]
   )[:, None, None],
+  apply_many=lambda params, observation, actions, box: (
+    params[0] + actions @ params[1:]
+  )[..., None, None],
 )
+
+
+def test_its_critics_answer_for_several_actions():
+  with pytest.raises(InputError, match="expected a network with apply_many"):
+    cql.cql(SQUASHED_CONSTANT, SLOPE_CRITIC)
 
 
 def test_told_the_box_it_shrinks_the_slope_and_not_its_sign():
