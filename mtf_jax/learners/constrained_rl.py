@@ -1,15 +1,19 @@
 """Guardrails: IntegratedRL-MTF with bounds on what a reward group may lose.
 
 The weighted groups are maximised while every group keeps its reward, but for a
-share that it may lose, against the policy in service. A group's weight is `w_g +
-multiplier_g`; the multiplier rises while the group loses more than it may, else
-it falls, and stops at 0:
+share that it may lose, against the policy in service. A multiplier rises while
+its group loses more than it may, else it falls, and stops at 0; it adds to the
+group's weight, and so does, at once, what is too much (damping rho):
 
   shortfall_g = mean[P_g(s, centre) - P_g(s, mu(s))] - allowed_loss_g |mean r_g|
   multiplier_g <- clip(multiplier_g + Adam(shortfall_g), 0, cap_g)
+  weight_g = w_g + clip(multiplier_g + rho_g mean_10(shortfall_g), 0, cap_g)
 
-the dual step of a constrained decision process [1, 2] after each primal one,
-with `P = Qbar - uncertainty_scale std`, which is what the actor climbs.
+the steps of a constrained decision process [1, 2], after each update of the
+networks, with the weights of an augmented Lagrangian [3]: where the return is
+linear in the action, weights that settle favour no direction, and without rho the
+policy would swing about the bound. Its mean is Adam's, over about ten updates.
+`P = Qbar - uncertainty_scale std` is what the actor climbs.
 
 Why so. Weights are leaves of IntegratedRL-MTF already, so a bound needs no new
 loss: this learner moves them between its updates, and while all multipliers are
@@ -20,7 +24,7 @@ everywhere cancels; the policy in service is the centre of the logged box (not
 where the box was cut at the range of actions, nor in a log without boxes). The
 bound is a share of the logged reward, which is known before the critics know
 anything. With transitions of one request the losses of a session's states add up
-to the session's (performance difference lemma [3]), as its rewards do; with
+to the session's (performance difference lemma [4]), as its rewards do; with
 transitions of whole sessions both are of what is left of one.
 
 Letters: `B` transitions of a batch, `G` reward groups.
@@ -28,7 +32,9 @@ Letters: `B` transitions of a batch, `G` reward groups.
 References:
   [1] Altman, "Constrained Markov Decision Processes", 1999.
   [2] Tessler et al., "Reward Constrained Policy Optimization", ICLR 2019.
-  [3] Kakade and Langford, "Approximately Optimal Approximate Reinforcement
+  [3] Hestenes, "Multiplier and Gradient Methods", Journal of Optimization Theory
+  and Applications 1969.
+  [4] Kakade and Langford, "Approximately Optimal Approximate Reinforcement
   Learning", ICML 2002.
 """
 
@@ -61,6 +67,8 @@ class Hyperparams(NamedTuple):
     `group_weights`. The actor has to follow them: at ten times the default they
     swing about where they should settle.
   multiplier_cap: scalar or `[G]`, largest multiplier, in that unit.
+  multiplier_damping: rho, scalar or `[G]`, what a shortfall of 1, in units of the
+    return, adds to the weight at once. A group of small rewards takes more.
   """
 
   discount: chex.Numeric = _DEFAULT.discount
@@ -76,13 +84,15 @@ class Hyperparams(NamedTuple):
   allowed_loss: chex.Numeric = 0.0
   multiplier_learning_rate: chex.Numeric = 1e-3
   multiplier_cap: chex.Numeric = 10.0
+  multiplier_damping: chex.Numeric = 3.0
 
 
 class State(NamedTuple):
   """Everything that an update reads and writes; a pytree of arrays.
 
   multiplier: `[G]`, from 0 to the cap.
-  multiplier_optimizer: Adam's moments.
+  multiplier_optimizer: Adam's moments; the first is a running mean of the
+    shortfall, negative.
   hyperparams: the numbers of the algorithm, each a float32 leaf.
 
   The others are those of `integrated_rl.State`.
@@ -134,12 +144,14 @@ _BOUNDS = {
   "allowed_loss": (-1.0, np.inf),
   "multiplier_learning_rate": (0.0, np.inf),
   "multiplier_cap": (0.0, np.inf),
+  "multiplier_damping": (0.0, np.inf),
 }
 _BY_GROUP = (
   "group_weights",
   "reward_shift",
   "allowed_loss",
   "multiplier_cap",
+  "multiplier_damping",
 )
 
 
@@ -160,8 +172,14 @@ def _weights(group_weights: chex.Array, multiplier: chex.Array) -> jax.Array:
 def _unconstrained(state: State) -> integrated_rl.State:
   """The state of the learner within, its weights those in force."""
   numbers = _objective(state.hyperparams)
+  shortfall = -state.multiplier_optimizer.mu
+  multiplier = jnp.clip(
+    state.multiplier + state.hyperparams.multiplier_damping * shortfall,
+    0,
+    state.hyperparams.multiplier_cap,
+  )
   numbers = numbers._replace(
-    group_weights=_weights(numbers.group_weights, state.multiplier)
+    group_weights=_weights(numbers.group_weights, multiplier)
   )
   fields = {name: getattr(state, name) for name in integrated_rl.State._fields}
   return integrated_rl.State(**{**fields, "hyperparams": numbers})

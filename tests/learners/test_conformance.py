@@ -82,6 +82,7 @@ CASES = {
       "allowed_loss": (-0.2, 0.5),
       "multiplier_learning_rate": 0.1,
       "multiplier_cap": (1e-4, 2e-4),
+      "multiplier_damping": (30.0, 0.0),
     }
   ),
   "bc": Case(

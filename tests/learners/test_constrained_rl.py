@@ -100,14 +100,15 @@ def test_while_no_bound_binds_it_is_integrated_rl_bit_for_bit(share):
 def test_a_bound_holds_and_its_multiplier_settles():
   free, _ = without_guardrail()
   assert LOSS * moved(free).mean() > 0.25
-  state, seen = trained(LEARNER, numbers(allowed_loss=bound(0.1)), 4000)
+  state, seen = trained(LEARNER, numbers(allowed_loss=bound(0.1)), 3000)
   # What is lost on average, of a mean reward of 1; and the rest is used.
-  assert 0.02 < LOSS * moved(state).mean() < 0.15
+  assert 0.05 < LOSS * moved(state).mean() < 0.15
   np.testing.assert_allclose(seen.value_lost[-1000:, 1].mean(), 0.1, atol=0.03)
   # There the two groups weigh as much: no direction is better.
   last = seen.multiplier[-1000:, 1]
   np.testing.assert_allclose(last.mean(), GAIN / LOSS, rtol=0.15)
   assert last.std() < 0.1
+  assert seen.value_lost[-1000:, 1].std() < 0.05
   assert not seen.multiplier[:, 0].any()
   assert not seen.multiplier_at_cap[-1000:].any()
 
@@ -139,13 +140,12 @@ def test_a_step_of_the_multipliers():
   )
   batch = transitions.sample_transitions(jax.random.key(2), dataset(), 64)
   state, found = jax.jit(LEARNER.update)(start(LEARNER, hyperparams), batch)
-  act = jax.vmap(LEARNER.act, (None, 0, None))
+  act = jax.jit(jax.vmap(LEARNER.act, (None, 0, None)))
   own = act(LEARNER.policy(state), batch.observation_tm1, jax.random.key(0))
+  value_of = jax.jit(jax.vmap(LEARNER.value, (None, 0, 0, 0)))
 
   def value(action):
-    return jax.vmap(LEARNER.value, (None, 0, 0, 0))(
-      state, batch.observation_tm1, action, batch.box_tm1
-    )
+    return value_of(state, batch.observation_tm1, action, batch.box_tm1)
 
   lost = (value(jnp.zeros_like(own)) - value(own)).mean(axis=0)
   np.testing.assert_allclose(found.value_lost, lost, atol=1e-6)
@@ -158,10 +158,25 @@ def test_a_step_of_the_multipliers():
 
 
 def test_weights_in_force_keep_their_sum():
-  weights = constrained_rl._weights
-  w = jnp.array([1.0, 0.5])
-  np.testing.assert_array_equal(weights(w, jnp.zeros(2)), w)
-  found = weights(w, jnp.array([0.0, 1.5]))
+  state = start(
+    LEARNER,
+    numbers()._replace(
+      group_weights=jnp.array([1.0, 0.5]), multiplier_damping=2.0
+    ),
+  )
+
+  def weights(multiplier, shortfall):
+    changed = state._replace(
+      multiplier=jnp.array(multiplier),
+      multiplier_optimizer=state.multiplier_optimizer._replace(
+        mu=-jnp.array(shortfall)
+      ),
+    )
+    return constrained_rl._unconstrained(changed).hyperparams.group_weights
+
+  np.testing.assert_array_equal(weights([0.0, 0.0], [-1.0, -2.0]), [1, 0.5])
+  # 1.5 more for the second: 1.3 that has grown, 0.2 at once.
+  found = weights([0.0, 1.3], [-1.0, 0.1])
   np.testing.assert_allclose(found, [0.5, 1.0], rtol=1e-6)
 
 
