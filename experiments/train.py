@@ -5,7 +5,8 @@
   python -m experiments.train --log=runs/log --out_dir=runs/a
 
 A folder whose rows do not fit on the device is streamed: part of it is there at
-a time.
+a time. A learner with bounds on what a reward group may lose (`allowed_loss`) is
+told first which losses the log's sessions could show.
 
 Run again with the same flags, it goes on from the newest checkpoint that is whole,
 on whatever devices there are; docs/many_devices.md has meshes and processes.
@@ -14,14 +15,18 @@ on whatever devices there are; docs/many_devices.md has meshes and processes.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 from absl import flags
 
 from experiments import devices, launch
 from mtf_jax.data import session_log, sharded, stream, transitions
+from mtf_jax.data.behaviours import BEHAVIOURS
+from mtf_jax.data.session_log import SessionLog
 from mtf_jax.distributed import processes
+from mtf_jax.evaluation import guardrails
+from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.io import InputError
 from mtf_jax.learners.base import normalization_of
 from mtf_jax.learners.registry import LEARNERS
@@ -122,10 +127,36 @@ def _config() -> TrainConfig:
     return dataclasses.replace(PRESETS[_PRESET.value], **given)
 
 
+def _say_detectable(
+  config: TrainConfig,
+  logs: Iterable[SessionLog],
+  group_names: Sequence[str],
+  behaviour_names: Sequence[str],
+) -> None:
+  """Before a run with bounds: which losses the sessions at hand could show."""
+  allowed_loss = config.hyperparam("allowed_loss", None)
+  if allowed_loss is not None and processes.is_first():
+    sums = guardrails.session_sums(logs)
+    found = guardrails.table(sums, group_names, behaviour_names, allowed_loss)
+    print(table_text(found), file=sys.stderr)
+
+
+def _names_of_file(
+  log: SessionLog, of_world: bool
+) -> tuple[Sequence[str], Sequence[str]]:
+  """Of reward groups and behaviours; a file has none, worlds have theirs."""
+  groups = [f"reward group {n}" for n in range(log.reward.shape[1])]
+  num_behaviours = log.feedback.shape[1]
+  if of_world and num_behaviours == len(BEHAVIOURS):
+    return groups, BEHAVIOURS
+  return groups, [f"behaviour {n}" for n in range(num_behaviours)]
+
+
 def _train_on_file(config: TrainConfig) -> TrainState:
   mesh = devices.mesh()
   with launch.refusals("--dataset: "):  # They name the file.
     log, metadata = session_log.load_sessions(_DATASET.value)
+  _say_detectable(config, [log], *_names_of_file(log, "world" in metadata))
   with devices.load_on_host(mesh):
     dataset = transitions.device_dataset(
       log, num_steps=config.num_steps, discount=config.discount
@@ -152,6 +183,12 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
     if _DEVICE_GIB.value is not None:
       memory = _DEVICE_GIB.value * 2**30
     num_shards = stream.pool_shards(log, memory)
+  _say_detectable(
+    config,
+    map(log.load, range(len(log.manifest.shards))),
+    log.manifest.group_names,
+    log.manifest.behaviour_names,
+  )
   steps = {"num_steps": config.num_steps, "discount": config.discount}
   pool, pool_config = None, None
   if num_shards is not None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mtf_jax.data.transitions import Transition
+from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.kernels.losses import critic_loss, td_targets
 from mtf_jax.learners import base
@@ -40,12 +41,23 @@ def own_hyperparams(
     example: one transition without a batch axis.
     by_group: names of the fields with a number for each group, which one number
       stands for as well.
+
+  Raises:
+    InputError: one of these has another shape.
   """
+  groups = jnp.shape(example.r_t)
+  for name in by_group:
+    shape = jnp.shape(getattr(hyperparams, name))
+    if shape not in ((), (1,), groups):
+      raise InputError(
+        f"{name}: expected one number, or one for each of {groups[0]} reward"
+        f" groups, found shape {shape}."
+      )
   dtype = jnp.asarray(example.observation_tm1).dtype
   hyperparams = jax.tree.map(lambda value: jnp.array(value, dtype), hyperparams)
   return hyperparams._replace(
     **{
-      name: jnp.broadcast_to(getattr(hyperparams, name), example.r_t.shape)
+      name: jnp.broadcast_to(getattr(hyperparams, name), groups)
       for name in by_group
     }
   )

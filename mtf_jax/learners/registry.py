@@ -8,6 +8,7 @@ from mtf_jax.learners import (
   awac,
   bc,
   bcq,
+  constrained_rl,
   cql,
   integrated_rl,
   iql,
@@ -61,6 +62,9 @@ def _slope_regression(
 LEARNERS = {
   "integrated_rl": Entry(
     integrated_rl.integrated_rl, integrated_rl.Hyperparams
+  ),
+  "constrained_rl": Entry(
+    constrained_rl.constrained_rl, constrained_rl.Hyperparams
   ),
   "bc": Entry(_bc, bc.Hyperparams),
   "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),

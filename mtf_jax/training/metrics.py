@@ -207,3 +207,26 @@ class NegativeTargetWarning:
         " reward_shift) so that returns are not negative.",
         share,
       )
+
+
+class MultiplierAtCapWarning:
+  """Warns once of each reward group whose bound its multiplier cannot enforce."""
+
+  def __init__(self):
+    """Not yet warned."""
+    self._warned = set()
+
+  def check(self, row: dict[str, Any]) -> None:
+    """Looks at `multiplier_at_cap` of a row from `summarize`."""
+    # Few learners have bounds.
+    for group, share in enumerate(row.get("multiplier_at_cap", ())):
+      # In all updates of the row: in passing it may be there.
+      if share == 1 and group not in self._warned:
+        self._warned.add(group)
+        logging.warning(
+          "The multiplier of reward group %d is at its cap: the policy that is"
+          " being trained breaks the group's bound (hyperparameter"
+          " allowed_loss). Either no policy keeps it, or multiplier_cap is too"
+          " low.",
+          group,
+        )

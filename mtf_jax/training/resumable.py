@@ -33,6 +33,7 @@ from mtf_jax.training.checkpoints import (
 from mtf_jax.training.config import TrainConfig, hyperparams_of, make_learner
 from mtf_jax.training.metrics import (
   MetricsWriter,
+  MultiplierAtCapWarning,
   NegativeTargetWarning,
   Progress,
   read_rows,
@@ -352,11 +353,13 @@ def _train(
   writer = MetricsWriter(out_dir / "metrics.jsonl", first_step, board)
   progress = Progress(first_step, config.num_updates)
   negative_targets = NegativeTargetWarning()
+  at_cap = MultiplierAtCapWarning()
 
   def on_chunk(state, metrics):
     step = int(state.step)
     row = summarize(metrics)
     negative_targets.check(row)
+    at_cap.check(row)
     rate = progress.update(step)
     writer.write(
       {"step": step, "time": time.time(), "updates_per_s": rate, **row}

@@ -168,6 +168,32 @@ def test_flags_reach_the_run(dataset, tmp_path):
   assert (config["learner"], config["actor"]) == ("integrated_rl", "ple")
   assert (config["critic_updates"], config["ensemble_size"]) == (2, 3)
   assert json.loads(record)["world"] == "w1"
+  assert "could be seen" not in done.stderr  # It has no bounds.
+
+
+def test_a_run_with_bounds_says_what_could_be_seen_and_what_is_not_kept(
+  folder, tmp_path
+):
+  done = run(
+    folder,
+    tmp_path / "run",
+    "--num_updates=20",
+    "--learner=constrained_rl",
+    "--hyperparam=allowed_loss=inf,-0.9",
+    "--hyperparam=multiplier_cap=0.001",
+    "--hyperparam=multiplier_learning_rate=1",
+    **QUICK_TO_COMPILE,
+  )
+  assert done.returncode == 0, done.stderr
+  table, _, training = done.stderr.partition("No checkpoint in")
+  cells = [line.split() for line in table.splitlines()]
+  names = [line[0] for line in cells if len(line) >= 4]
+  assert names[-4:] == ["g0", "g1", "e0", "e1"]
+  assert next(line for line in cells if line[:1] == ["g1"])[2] == "-90"
+  assert "reward group 1 is at its cap" in training
+  assert "reward group 0 is at its cap" not in training
+  row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+  assert row["multiplier"] == pytest.approx([0, 0.001])
 
 
 def test_compiled_programs_are_kept_where_they_are_asked_for(dataset, tmp_path):

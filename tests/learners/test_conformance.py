@@ -67,6 +67,24 @@ CASES = {
       "max_gradient_norm": 0.1,
     }
   ),
+  "constrained_rl": Case(
+    {
+      "discount": 0.5,
+      "sharpness": 3.0,
+      "penalty_scale": 0.2,
+      "uncertainty_scale": 0.6,
+      "group_weights": (1.0, 0.5),
+      "reward_shift": (0.3, 0.1),
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
+      "allowed_loss": (-0.2, 0.5),
+      "multiplier_learning_rate": 0.1,
+      "multiplier_cap": (1e-4, 2e-4),
+      "multiplier_damping": (30.0, 0.0),
+    }
+  ),
   "bc": Case(
     {"actor_learning_rate": 2e-3, "max_gradient_norm": 0.1}, improves=False
   ),

@@ -173,3 +173,14 @@ def test_negative_targets_are_warned_of_once(caplog):
   warning.check({"negative_target_share": 0.5})
   assert len(caplog.records) == 1
   assert "rewards leaving the box" in caplog.text
+
+
+def test_a_multiplier_that_stays_at_its_cap_is_said_once_a_group(caplog):
+  warning = metrics.MultiplierAtCapWarning()
+  warning.check({"actor_loss": 1.0})
+  warning.check({"multiplier_at_cap": [0.0, 0.99]})
+  assert not caplog.records
+  for _ in range(2):
+    warning.check({"multiplier_at_cap": [0.0, 1.0]})
+  assert len(caplog.records) == 1
+  assert "multiplier of reward group 1 is at its cap" in caplog.text

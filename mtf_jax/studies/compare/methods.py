@@ -7,7 +7,8 @@ half_width u`, the critics are box-aware, and the targets are returns of the who
 session. Only the fusion method of the paper knows the box in either; its
 `told_box` is the package's own setting, as is the slope regression. Numbers that say how fast a method learns
 are not those of its paper, which trains for a hundred times as many updates: they
-are tuned, with as many trials for each method.
+are tuned, with as many trials for each method. `constrained_rl` is not compared:
+without a bound it is IntegratedRL-MTF, and a bound is no way to more reward.
 """
 
 import itertools

@@ -7,6 +7,7 @@ from mtf_jax.studies.progressive import rounds as rounds_lib
 from mtf_jax.studies.progressive.experiment import tree_index
 from mtf_jax.training.metrics import (
   MetricsWriter,
+  MultiplierAtCapWarning,
   NegativeTargetWarning,
   Progress,
   summarize,
@@ -26,6 +27,7 @@ class Watch:
     """Nothing is done yet."""
     self._progress = Progress(0, total)
     self._negative_targets = NegativeTargetWarning()
+    self._at_cap = MultiplierAtCapWarning()
     self._done = 0
     self._tensorboard = tensorboard
 
@@ -51,6 +53,7 @@ class Watch:
       for n, seed in enumerate(seeds):
         row = summarize(tree_index(metrics, n))
         self._negative_targets.check(row)
+        self._at_cap.check(row)
         if writer is not None:
           step = before + int(state.step[n])
           writer.write({"seed": seed, "step": step, **row})
