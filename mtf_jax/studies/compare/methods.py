@@ -1,14 +1,14 @@
 """What is compared: methods, their two versions, and what each is tuned over.
 
 `as_published` is what the method's paper says: free-form critics, targets of one
-request, and a policy over all of [-1, 1]^A that is told nothing of the box.
-`told_box` has whatever is known here besides: the policy is `a = centre +
-half_width u`, the critics are box-aware, and the targets are returns of the whole
-session. Only the fusion method of the paper knows the box in either; its
-`told_box` is the package's own setting, as is the slope regression. Numbers that say how fast a method learns
-are not those of its paper, which trains for a hundred times as many updates: they
-are tuned, with as many trials for each method. `constrained_rl` is not compared:
-without a bound it is IntegratedRL-MTF, and a bound is no way to more reward.
+request, and a policy over all of [-1, 1]^A that is told nothing of the box. `told_box`
+has whatever is known here besides: the policy is `a = centre + half_width u`, the
+critics are box-aware, and the targets are returns of the whole session. Only the fusion
+method of the paper knows the box in either; its `told_box` is the package's own
+setting, as is the slope regression. Numbers that say how fast a method learns are not
+those of its paper, which trains for a hundred times as many updates: they are tuned,
+with as many trials for each method. `constrained_rl` is not compared: without a bound
+it is IntegratedRL-MTF, and a bound is no way to more reward.
 """
 
 import itertools
