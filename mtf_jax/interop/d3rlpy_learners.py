@@ -256,9 +256,15 @@ def begin(name: str, algorithm: Any, state: Any) -> None:
 
 
 def train(
-  algorithm: Any, arrays: Arrays, draw: np.ndarray, critic_updates: int
+  algorithm: Any,
+  arrays: Arrays,
+  draw: np.ndarray,
+  critic_updates: int,
+  seed: int,
 ) -> None:
   """Updates on given batches.
+
+  One thread of torch: more fight with what JAX still runs.
 
   Args:
     algorithm: with networks.
@@ -266,8 +272,13 @@ def train(
     draw: int `[U, C B]`, the transitions of each of our updates, divided into
       its parts as `actor_critic.delayed` divides them.
     critic_updates: `C`.
+    seed: of the noise, which torch draws.
   """
+  import torch
+
   d3rlpy = require()
+  d3rlpy.seed(seed)
+  torch.set_num_threads(1)
   interval = np.ones((draw.shape[1] // critic_updates, 1), np.float32)
   for numbers in draw:
     for part in numbers.reshape(-1, critic_updates).T:

@@ -311,7 +311,9 @@ def measure(
     train.critic_updates,
   )
   d3rlpy_learners.begin(name, algorithm, start)
-  d3rlpy_learners.train(algorithm, place.arrays, draw, train.critic_updates)
+  d3rlpy_learners.train(
+    algorithm, place.arrays, draw, train.critic_updates, training
+  )
   theirs_s = time.monotonic() - started
   policies["d3rlpy"] = d3rlpy_learners.actor_params(
     algorithm, train.hidden_sizes
