@@ -19,7 +19,7 @@ from experiments import launch
 from mtf_jax.interop import d3rlpy_learners
 from mtf_jax.io import MAX_SEED
 from mtf_jax.studies.compare import config as config_lib
-from mtf_jax.studies.compare import elsewhere
+from mtf_jax.studies.compare import elsewhere, elsewhere_log
 from mtf_jax.studies.progressive.config import check_seeds
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 
@@ -30,7 +30,7 @@ _TRAININGS = flags.DEFINE_integer(
   "trainings", 2, "Trainings of each learner on a seed's log.", 1
 )
 _LEARNERS = flags.DEFINE_list(
-  "learners", list(elsewhere.LEARNERS), ", ".join(elsewhere.LEARNERS)
+  "learners", list(elsewhere.SETTINGS), ", ".join(elsewhere.SETTINGS)
 )
 _PRESET = flags.DEFINE_enum(
   "preset", "cpu", ["smoke", "cpu"], "Size of the comparison."
@@ -56,7 +56,7 @@ def _table(summary: list[dict[str, Any]]) -> str:
     [
       *("learner", "rows", *(f"gain %, {name}" for name in names)),
       *("ours over d3rlpy %", "ours over other batches %"),
-      *("RMS to d3rlpy", "to other batches", "to the baseline"),
+      *("RMS to d3rlpy", "to other batches", "to the baseline", "at limit"),
     ],
     [
       [
@@ -66,6 +66,7 @@ def _table(summary: list[dict[str, Any]]) -> str:
         _with_interval(row["ours_over_d3rlpy"]),
         _with_interval(row["ours_over_other_batches"]),
         *(f"{distance:.4f}" for distance in row["rms"].values()),
+        f"{row['at_limit']:.0%}",
       ]
       for row in summary
     ],
@@ -77,7 +78,7 @@ def main() -> None:
   config = config_lib.PRESETS[_PRESET.value]
   with launch.refusals("--"):
     check_seeds(_SEEDS.value)
-    config_lib.check_names("learners", _LEARNERS.value, elsewhere.LEARNERS)
+    config_lib.check_names("learners", _LEARNERS.value, elsewhere.SETTINGS)
   d3rlpy_learners.require()
   leaving = next(iter(LEAVING_MODELS))
   rows: list[dict[str, Any]] = []
@@ -99,7 +100,7 @@ def main() -> None:
       )
 
   for seed in _SEEDS.value:
-    place = elsewhere.prepare(config, seed, leaving, _say)
+    place = elsewhere_log.prepare(config, seed, leaving, _say)
     for training in range(_TRAININGS.value):
       for name in _LEARNERS.value:
         row = elsewhere.measure(config, place, seed, training, name)

@@ -187,7 +187,7 @@ def _cases():
     ("benchmarks.learner", "--repeats=0", "0 is not a positive integer"),
     ("benchmarks.learner", "--workload=no", "reference|sweep"),
     ("benchmarks.progressive_memory", "--preset=no", "smoke|cpu|paper"),
-    ("benchmarks.trained_elsewhere", "--learners=bc", "names of td3_bc, iql"),
+    ("benchmarks.trained_elsewhere", "--learners=bc", "names of td3_bc, "),
     ("benchmarks.trained_elsewhere", "--trainings=0", "0 is not a positive"),
     ("benchmarks.world", "--candidates=257", "integers from 6 to 256"),
   )

@@ -11,7 +11,7 @@ from mtf_jax.data import transitions
 from mtf_jax.interop import d3rlpy_learners, datasets
 from mtf_jax.interop._extras import MissingExtra
 from mtf_jax.learners.base import Normalization
-from mtf_jax.studies.compare import elsewhere
+from mtf_jax.studies.compare import elsewhere, elsewhere_log
 from mtf_jax.studies.progressive.study_learner import initial_state
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig
@@ -76,7 +76,7 @@ def test_a_missing_package_is_named():
     d3rlpy_learners.require()
 
 
-@pytest.mark.parametrize("name", elsewhere.LEARNERS)
+@pytest.mark.parametrize("name", _NUMBERS)
 def test_layers_with_the_start_in_the_bias_are_the_same_function(name):
   _, learner, state = _setting(name)
   params = learner.learner.policy(state).actor_params
@@ -113,7 +113,7 @@ def test_transitions_are_those_that_d3rlpy_picks():
 
 
 @needs_d3rlpy
-@pytest.mark.parametrize("name", elsewhere.LEARNERS)
+@pytest.mark.parametrize("name", _NUMBERS)
 def test_both_begin_with_the_same_actions_and_values(name):
   import torch
 
@@ -145,7 +145,7 @@ def _trained(name, num_updates):
   log = random_log(groups=1)
   dataset = transitions.device_dataset(log, cut="end")
   key = jax.random.key(5)
-  draw = elsewhere.draws_of(
+  draw = elsewhere_log.draws_of(
     key, dataset.num_transitions, num_updates, train.batch_size
   )
   ours = loop.train(

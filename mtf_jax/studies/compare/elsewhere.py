@@ -8,32 +8,27 @@ changes is what the draws alone make, against which a difference is to be held.
 The version of the comparison, with critics for each reward group, is trained and
 judged besides.
 
-Letters: `R` runs, `N` rows, `S` state features, `A` action components, `U`
-updates, `B` transitions of an update.
+Letters: `N` observations, `A` action components.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax import networks
-from mtf_jax.data.session_log import SessionLog
-from mtf_jax.data.transitions import Rows, TransitionDataset
 from mtf_jax.evaluation.ab_test import EvalResult, check_paired
 from mtf_jax.evaluation.statistics import (
   Comparison,
   mean_interval,
   paired_comparison,
 )
-from mtf_jax.fitting import synthetic
-from mtf_jax.interop import d3rlpy_learners, datasets
+from mtf_jax.interop import d3rlpy_learners
 from mtf_jax.learners import box_units, iql
 from mtf_jax.learners.base import Normalization
 from mtf_jax.policies import PolicyParams, explore_around
@@ -41,8 +36,8 @@ from mtf_jax.studies.compare import bench as bench_lib
 from mtf_jax.studies.compare.bench import Bench
 from mtf_jax.studies.compare.cells import study_learner, train_cell
 from mtf_jax.studies.compare.config import CompareConfig
+from mtf_jax.studies.compare.elsewhere_log import Place, draws_of
 from mtf_jax.studies.compare.methods import METHODS
-from mtf_jax.studies.progressive.collect import as_dataset
 from mtf_jax.studies.progressive.experiment import tree_index
 from mtf_jax.studies.progressive.study_learner import (
   StudyLearner,
@@ -57,16 +52,39 @@ from mtf_jax.training.config import (
   make_networks,
 )
 
-LEARNERS = ("td3_bc", "iql", "cql")
 
-# What makes a learner the algorithm that d3rlpy has. It scales no advantage, so
-# that beta is in units of the return; its sampled target has the entropy.
-_SAME = {
-  "td3_bc": {},
-  "iql": {"scale_advantage": 0.0, "inverse_temperature": 1.0},
-  "cql": {"entropy_backup": 1.0},
+class Setting(NamedTuple):
+  """An algorithm with numbers.
+
+  learner: its name in the registry.
+  tried: numbers of the comparison's grid that are not the published ones.
+  same: numbers that make ours the algorithm that d3rlpy has.
+  """
+
+  learner: str
+  tried: Mapping[str, float] = {}
+  same: Mapping[str, float] = {}
+
+
+# With its published 2.5, TD3+BC goes to a corner of [-1, 1]^A here, where policies
+# are equal that need not be: at 0.2 the log holds it. d3rlpy scales no advantage,
+# so that IQL's beta is in units of the return; its sampled target has the entropy.
+SETTINGS = {
+  "td3_bc": Setting("td3_bc"),
+  "td3_bc_held": Setting("td3_bc", tried={"value_scale": 0.2}),
+  "iql": Setting(
+    "iql", same={"scale_advantage": 0.0, "inverse_temperature": 1.0}
+  ),
+  "cql": Setting("cql", same={"entropy_backup": 1.0}),
 }
+_AT_LIMIT = 0.99
 _DISTANCE_ROWS = 8192
+
+
+def _as_compared(config: CompareConfig, setting: Setting) -> TrainConfig:
+  """What the comparison trains with."""
+  numbers = {f"{setting.learner}:as_published": dict(setting.tried)}
+  return config.train_of(setting.learner, "as_published", numbers)
 
 
 def config_of(config: CompareConfig, name: str) -> TrainConfig:
@@ -74,16 +92,17 @@ def config_of(config: CompareConfig, name: str) -> TrainConfig:
 
   Args:
     config: of the comparison.
-    name: one of `LEARNERS`.
+    name: a key of `SETTINGS`.
   """
-  train = config.train_of(name, "as_published", {})
+  setting = SETTINGS[name]
+  train = _as_compared(config, setting)
   return dataclasses.replace(
     train,
     critic="mlp",
     num_steps=1,
     ensemble_size=2,
-    critic_updates=METHODS[name].critic_updates,
-    hyperparams={**train.hyperparams, **_SAME[name]},
+    critic_updates=METHODS[setting.learner].critic_updates,
+    hyperparams={**train.hyperparams, **setting.same},
   )
 
 
@@ -111,107 +130,6 @@ def learner_of(train: TrainConfig, num_actions: int) -> StudyLearner:
     hyperparams_of(train.learner),
     True,
   )
-
-
-def one_reward(rows: Rows) -> Rows:
-  """The rows, their reward the sum over the groups, `[..., 1]`."""
-  return rows._replace(reward=jnp.sum(rows.reward, axis=-1, keepdims=True))
-
-
-def exported(rows: Rows, normalization: Normalization) -> SessionLog:
-  """Rows as the log that d3rlpy is given.
-
-  Observations are as our networks see them, and a session that was cut ends as
-  if the user had left, as everywhere in the comparison. Rows have no feedback.
-
-  Args:
-    rows: `[N, ...]`, those that do not exist among them.
-    normalization: of the observations, `[S]`.
-
-  Returns:
-    The log of the requests alone.
-  """
-  rows = jax.tree.map(np.asarray, rows)
-  kept = rows.valid & ~rows.bootstrap_only
-  rows = jax.tree.map(lambda values: values[kept], rows)
-  terminal = np.append(rows.step[1:] == 0, True)
-  mean, scale = (np.asarray(values)[None] for values in normalization)
-  return SessionLog(
-    observation=(rows.observation - mean) / scale,
-    action=rows.action,
-    box=rows.box,
-    log_prob=rows.log_prob,
-    exploration_held=rows.exploration_held,
-    reward=rows.reward,
-    feedback=np.zeros((len(terminal), 1), np.float32),
-    terminal=terminal,
-    bootstrap_only=rows.bootstrap_only,
-    session_id=np.cumsum(rows.step == 0, dtype=np.int32),
-    step=rows.step,
-  )
-
-
-@functools.partial(jax.jit, static_argnames=("num_updates", "batch_size"))
-def draws_of(
-  rng_key: chex.PRNGKey,
-  num_transitions: chex.Array,
-  num_updates: int,
-  batch_size: int,
-) -> jax.Array:
-  """The transitions that `training.loop` draws from a key, int32 `[U, B]`."""
-
-  def draw(rng_key, _):
-    rng_key, batch_key = jax.random.split(rng_key)
-    return rng_key, jax.random.randint(
-      batch_key, (batch_size,), 0, num_transitions
-    )
-
-  return jax.lax.scan(draw, rng_key, length=num_updates)[1]
-
-
-class Place(NamedTuple):
-  """A seed's bench and its log in the forms that both packages take.
-
-  bench: of the comparison, the baseline policy alone.
-  rows: the box log, `[1, N, ...]`, reward groups apart.
-  dataset: of one reward, `[N, ...]`.
-  log: `exported`.
-  arrays: the transitions of d3rlpy's dataset of it.
-  """
-
-  bench: Bench
-  rows: Rows
-  dataset: TransitionDataset
-  log: SessionLog
-  arrays: d3rlpy_learners.Arrays
-
-
-def prepare(
-  config: CompareConfig, seed: int, leaving: str, say: Callable[[str], None]
-) -> Place:
-  """Makes the world, the baseline policy and the log of a seed.
-
-  Args:
-    config: of the comparison.
-    seed: as there.
-    leaving: name of the leaving model.
-    say: told of what happens.
-  """
-  world = synthetic.synthetic_world(config.sizes.world_size, seed)
-  bench, _ = bench_lib.prepare(
-    config, world.with_leaving(leaving), seed, None, say, baseline_only=True
-  )
-  rows = bench_lib.collect_log(bench, "box")
-  single = one_reward(rows)
-  log = exported(
-    tree_index(single, 0), tree_index(bench.experiment.normalization, 0)
-  )
-  arrays = d3rlpy_learners.arrays_of(datasets.to_d3rlpy(log)[0])
-  dataset = tree_index(as_dataset(single), 0)
-  if len(arrays.reward) != int(dataset.num_transitions):
-    raise AssertionError("the two packages have different transitions")
-  say(f"seed {seed}: {len(arrays.reward)} transitions.")
-  return Place(bench, rows, dataset, log, arrays)
 
 
 def _framed(actor_params: Any, normalization: Normalization) -> Any:
@@ -259,10 +177,11 @@ def measure(
     place: of the seed.
     seed: of the world.
     training: number of the training, which decides weights and batches.
-    name: one of `LEARNERS`.
+    name: a key of `SETTINGS`.
 
   Returns:
-    `gain` over the baseline policy by policy, differences and distances.
+    `gain` over the baseline policy by policy, differences, distances, and by
+    policy the share of its components `at_limit`, beyond 0.99 in size.
   """
   bench, train = place.bench, config_of(config, name)
   learner = learner_of(train, place.log.action.shape[1])
@@ -304,13 +223,13 @@ def measure(
   numbers = learner.hyperparams(**train.hyperparams)
   started = time.monotonic()
   algorithm = d3rlpy_learners.create(
-    name,
+    train.learner,
     numbers,
     train.hidden_sizes,
     train.batch_size // train.critic_updates,
     train.critic_updates,
   )
-  d3rlpy_learners.begin(name, algorithm, start)
+  d3rlpy_learners.begin(train.learner, algorithm, start)
   d3rlpy_learners.train(
     algorithm, place.arrays, draw, train.critic_updates, training
   )
@@ -352,6 +271,10 @@ def measure(
       ),
       "ours_baseline": _rms(actions["ours"], bench.actions["baseline"][None]),
     },
+    "at_limit": {
+      label: float(np.mean(np.abs(own) > _AT_LIMIT))
+      for label, own in actions.items()
+    },
     "copied_actions_differ_by": copied,
     "seconds": {"ours": ours_s / 2, "d3rlpy": theirs_s},
   }
@@ -363,9 +286,9 @@ def compared(config: CompareConfig, place: Place, name: str) -> dict[str, Any]:
   Args:
     config: of the comparison.
     place: of a seed.
-    name: one of `LEARNERS`.
+    name: a key of `SETTINGS`.
   """
-  train = config.train_of(name, "as_published", {})
+  train = _as_compared(config, SETTINGS[name])
   world = tree_index(place.bench.experiment.world, 0)
   trained = train_cell(
     place.bench, study_learner({}, train, world), train, place.rows
@@ -388,7 +311,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Mean gains and differences with Student's t intervals over the rows, None
     for one row; how many of the differences have 0 in their own interval.
   """
-  found = []
+  found: list[dict[str, Any]] = []
   for name in dict.fromkeys(row["learner"] for row in rows):
     own = [row for row in rows if row["learner"] == name]
     means: dict[str, Any] = {}
@@ -418,6 +341,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         "rows": len(own),
         **means,
         "intervals_with_0": sum(covered),
+        "at_limit": float(np.mean([row["at_limit"]["ours"] for row in own])),
         "rms": {
           label: float(np.mean([row["rms"][label] for row in own]))
           for label in own[0]["rms"]

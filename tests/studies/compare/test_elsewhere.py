@@ -10,7 +10,7 @@ import pytest
 from mtf_jax.data import transitions
 from mtf_jax.data.session_log import validate
 from mtf_jax.learners.base import Learner, Normalization
-from mtf_jax.studies.compare import elsewhere
+from mtf_jax.studies.compare import elsewhere, elsewhere_log
 from mtf_jax.studies.compare.config import PRESETS
 from mtf_jax.training import loop
 from tests.session_logs import random_log
@@ -41,7 +41,7 @@ def test_draws_are_those_of_the_training_loop():
     chunk_size=3,
     on_chunk=lambda _, metrics: seen.append(metrics.reward),
   )
-  draw = elsewhere.draws_of(key, dataset.num_transitions, 6, 8)
+  draw = elsewhere_log.draws_of(key, dataset.num_transitions, 6, 8)
   # All rows of this log are requests.
   np.testing.assert_array_equal(np.concatenate(seen), log.reward[draw, 0])
 
@@ -54,9 +54,9 @@ def test_the_export_has_our_transitions():
     log._replace(bootstrap_only=extra, terminal=log.step == 3),
     valid=np.arange(len(log.step)) != 7,
   )
-  single = elsewhere.one_reward(rows)
+  single = elsewhere_log.one_reward(rows)
   normalization = Normalization(jnp.full((3,), 2.0), jnp.full((3,), 0.5))
-  found = elsewhere.exported(single, normalization)
+  found = elsewhere_log.exported(single, normalization)
   validate(found)
   dataset = transitions.dataset_from(single, cut="end")
   number = int(dataset.num_transitions)
@@ -72,12 +72,15 @@ def test_the_export_has_our_transitions():
   assert found.terminal[5] and found.session_id[5] != found.session_id[6]
 
 
-@pytest.mark.parametrize("name", elsewhere.LEARNERS)
+@pytest.mark.parametrize("name", elsewhere.SETTINGS)
 def test_both_packages_train_the_published_version(name):
   train = elsewhere.config_of(PRESETS["cpu"], name)
   assert (train.critic, train.num_steps, train.ensemble_size) == ("mlp", 1, 2)
-  assert train.critic_updates == (2 if name == "td3_bc" else 1)
+  assert train.critic_updates == (2 if "td3_bc" in name else 1)
   assert train.hyperparam("told_box", None) == 0
+  held = name == "td3_bc_held"
+  if name.startswith("td3_bc"):
+    assert train.hyperparam("value_scale", None) == (0.2 if held else 2.5)
   if name == "iql":
     assert train.hyperparam("scale_advantage", None) == 0
   if name == "cql":
@@ -93,6 +96,7 @@ def _row(difference, half_width):
     "gain": {"ours": found(2 + difference), "d3rlpy": found(2.0)},
     "ours_over_d3rlpy": found(difference, half_width),
     "ours_over_other_batches": found(0.0),
+    "at_limit": {"ours": 0.5},
     "rms": {"ours_d3rlpy": abs(difference)},
   }
 
@@ -105,5 +109,6 @@ def test_rows_are_summed_up_by_learner():
   low, high = found["ours_over_d3rlpy"]["ci95"]
   # Student's t with one degree of freedom, a standard error of 1.
   assert (low, high) == pytest.approx((2 - 12.706, 2 + 12.706))
+  assert found["at_limit"] == 0.5
   assert found["rms"] == {"ours_d3rlpy": 2.0}
   assert elsewhere.summary([_row(1.0, 2.0)])[0]["gain_ours"]["ci95"] is None
