@@ -42,6 +42,7 @@ _NEEDS = {
   "benchmarks.serving": [],
   "benchmarks.sessions": [],
   "benchmarks.streaming": [],
+  "benchmarks.trained_elsewhere": [],
   "benchmarks.world": [],
 }
 _IN_FILE = {
@@ -93,6 +94,7 @@ _SEED = {
   "experiments.pareto": "seed",
   "experiments.progressive": "seeds",
   "experiments.train": "seed",
+  "benchmarks.trained_elsewhere": "seeds",
 }
 
 
@@ -186,6 +188,8 @@ def _cases():
     ("benchmarks.learner", "--repeats=0", "0 is not a positive integer"),
     ("benchmarks.learner", "--workload=no", "reference|sweep"),
     ("benchmarks.progressive_memory", "--preset=no", "smoke|cpu|paper"),
+    ("benchmarks.trained_elsewhere", "--learners=bc", "names of td3_bc, "),
+    ("benchmarks.trained_elsewhere", "--trainings=0", "0 is not a positive"),
     ("benchmarks.world", "--candidates=257", "integers from 6 to 256"),
   )
 

@@ -182,6 +182,8 @@ def prepare(
   seed: int,
   known: Mapping[str, Any] | None,
   say: Callable[[str], None],
+  *,
+  baseline_only: bool = False,
 ) -> tuple[Bench, dict[str, Any]]:
   """Finds the baseline policy and all other global weights, and judges them.
 
@@ -192,6 +194,8 @@ def prepare(
     known: what an earlier call gave as its second result, so that nothing is
       searched again.
     say: told of what happens.
+    baseline_only: whether to search for the baseline policy alone, the same one
+      in a small part of the time.
 
   Returns:
     The bench, and what to keep of it, ready for JSON.
@@ -204,7 +208,7 @@ def prepare(
   root = experiment.keys["search"][0]
   keys = dict(zip(_KEYS, jax.random.split(root, len(_KEYS)), strict=True))
   if known is None:
-    known = _search(config, experiment, keys, say)
+    known = _search(config, experiment, keys, say, baseline_only)
   actions = {
     name: np.asarray(action, np.float32)
     for name, action in known["actions"].items()
@@ -230,8 +234,9 @@ def _search(
   experiment: Experiment,
   keys: Mapping[str, chex.PRNGKey],
   say: Callable[[str], None],
+  baseline_only: bool,
 ) -> dict[str, Any]:
-  """All global weights, ready for JSON."""
+  """All global weights, or the baseline policy alone, ready for JSON."""
   sizes = config.sizes
   world = tree_index(experiment.world, 0)
   table = rewards_of(tree_index(experiment.table, 0), world)
@@ -248,11 +253,26 @@ def _search(
     seconds[name] = time.monotonic() - started
     return result
 
+  def as_json(converged, sessions):
+    return {
+      "actions": {
+        name: np.asarray(action, np.float64).tolist()
+        for name, action in found.items()
+      },
+      "converged": converged,
+      "sessions": sessions,
+      "seconds": seconds,
+    }
+
   evolution, place = global_weights.evolution, (world, table)
-  say("Searching global weights: ES, CEM, and a privileged search.")
+  searched = "ES" if baseline_only else "ES, CEM, and a privileged search"
+  say(f"Searching global weights: {searched}.")
   found["baseline"] = timed(
     "baseline", evolution, keys["es"], *place, uniform, sizes.es_search
   )
+  sessions = {"baseline": sizes.es_search.iterations * pair}
+  if baseline_only:
+    return as_json({}, sessions)
   found["es"] = timed(
     "es", evolution, keys["more_es"], *place, found["baseline"], more
   )
@@ -274,17 +294,12 @@ def _search(
   )
   found["global_weights"] = converged.action
   cem_sessions = config.cem.iterations * config.cem.population
-  return {
-    "actions": {
-      name: np.asarray(action, np.float64).tolist()
-      for name, action in found.items()
-    },
-    "converged": converged.to_json(),
-    "sessions": {
-      "baseline": sizes.es_search.iterations * pair,
+  return as_json(
+    converged.to_json(),
+    {
+      **sessions,
       "es": more.iterations * pair,
       "cem": cem_sessions * config.cem.sessions,
       "global_weights": converged.sessions,
     },
-    "seconds": seconds,
-  }
+  )

@@ -80,6 +80,20 @@ def _bench():
   return bench
 
 
+def test_the_baseline_alone_is_the_same_baseline():
+  alone, kept = bench_lib.prepare(
+    _CONFIG, small_world(), 3, None, _silent, baseline_only=True
+  )
+  assert list(alone.actions) == ["baseline"]
+  np.testing.assert_array_equal(
+    alone.actions["baseline"], _bench().actions["baseline"]
+  )
+  np.testing.assert_array_equal(
+    alone.results["baseline"].reward, _bench().results["baseline"].reward
+  )
+  assert list(kept["sessions"]) == ["baseline"]
+
+
 @functools.cache
 def _test_log():
   return offline.collect_test(_bench())
