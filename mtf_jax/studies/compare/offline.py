@@ -50,6 +50,8 @@ METRICS = {
   "fqe": "FQE",
   "mtf_gauc": "MTF-GAUC",
 }
+# Requests that a policy answers at a time.
+_ANSWERS = 8192
 # Of the fitted world's own log, where it was given.
 LOG_GAUC = "log_gauc"
 
@@ -195,7 +197,12 @@ def _answers(
 ) -> jax.Array:
   """`[n, A]` what a policy answers to observations `[n, S]`."""
   keys = jax.random.split(rng_key, observation.shape[0])
-  return jax.vmap(act, in_axes=(None, 0, 0))(params, observation, keys)
+
+  def answer(inputs):
+    return act(params, *inputs)
+
+  # A policy that weighs several candidates needs as many times the memory.
+  return jax.lax.map(answer, (observation, keys), batch_size=_ANSWERS)
 
 
 @jax.jit
