@@ -1,7 +1,7 @@
 """Compares every method on the same logs, with the true value of each policy.
 
   python -m experiments.compare --preset=smoke --out_dir=runs/compare
-  python -m experiments.compare --seeds=10,11 --leaving=slate_fatigue
+  python -m experiments.compare --seeds=10,11 --leaving=temper_budget
   python -m experiments.compare --learners=integrated_rl,td3_bc --data=box
   python -m experiments.compare --world=kuairand.world --seeds=10 \
     --log_dir=kuairand_pure
@@ -9,8 +9,9 @@
 
 Killed at any moment, the same command with `--resume` goes on with the first cell
 that is not done. With `--log_dir`, the folder in KuaiRand's layout that the world was
-fitted to, policies are judged on the log's held-out days too (the `data` extra);
-`--test_from` and `--fit_before` must be those of the fit. Matplotlib (the `plots` extra) adds `report.html`.
+fitted to with seed 0, policies are judged on the log's held-out days too (the `data`
+extra); `--test_from` and `--fit_before` must be those of the fit. Matplotlib (the
+`plots` extra) adds `report.html`.
 """
 
 import sys

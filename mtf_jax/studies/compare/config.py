@@ -33,9 +33,10 @@ class CompareConfig:
   max_stages: of the converged search.
   test_sessions: of the log that policies are estimated on.
   fqe_updates: of fitted Q evaluation.
-  as_published: whether critics are free-form and as many as published in the
-    version of that name; else every version has those of `sizes`, so that they
-    share their programs.
+  as_published: whether critics are free-form in the version of that name, and
+    as many in both as the method says, which for IntegratedRL-MTF is `sizes`, not
+    its paper; else every version has those of `sizes`, so that they share their
+    programs.
   """
 
   sizes: ProgressiveConfig

@@ -134,16 +134,16 @@ def tables(
     },
   )
   known = [name for name in ("mtf_gauc", LOG_GAUC) if name in metrics_of(rows)]
-  of_log = (
-    " On the log's held-out days the same of what each user was shown in a day; the"
-    " world's responses were fitted to these days too."
-  )
+  of_log = ""
+  if LOG_GAUC in known:
+    of_log = (
+      " On the log's held-out days the same of what each user was shown in a day;"
+      " unless the world was fitted to the days before, it has seen these."
+    )
   gauc = _table(
     "Table 2: MTF-GAUC",
     "Of the lists shown in the test log: within a list, valid consumption against"
-    " the fused score, items weighted by their reward."
-    + of_log * (LOG_GAUC in known)
-    + _SPREAD,
+    " the fused score, items weighted by their reward." + of_log + _SPREAD,
     rows,
     {metrics_of(rows)[name]: _mean(name, ".4f") for name in known},
   )

@@ -199,6 +199,22 @@ def test_an_fqe_without_a_value_takes_no_other_metric_with_it(monkeypatch):
   assert found == {n: x for n, x in whole.items() if n != "fqe"}
 
 
+def test_policies_answer_in_parts_as_they_would_at_once(monkeypatch):
+  """Of 23 requests four parts of 5, and 3 that are left."""
+  monkeypatch.setattr(offline, "_ANSWERS", 5)
+  observation = jnp.arange(46.0).reshape(23, 2)
+  key = jax.random.key(4)
+
+  def act(params, observation, rng_key):
+    return params * observation + jax.random.normal(rng_key, (2,))
+
+  found = offline._answers(act, jnp.asarray(3.0), key, observation)
+  expected = jax.vmap(act, (None, 0, 0))(
+    jnp.asarray(3.0), observation, jax.random.split(key, 23)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_lists_are_those_of_the_log():
   """Two programs with one key: rewards of the lists sum to those logged."""
   test = _test_log()
