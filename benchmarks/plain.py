@@ -97,7 +97,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
   )[1],
   "list_reward": _list_reward,
   "discounted_returns": _returns_of_sessions,
-  "discounted_returns, sessions last": _discounted_returns,
+  "discounted_returns with sessions last": _discounted_returns,
   "action_box": _action_box,
   "box_log_prob": _box_log_prob,
   "corners_log_prob": _corners_log_prob,
@@ -106,7 +106,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
   "relaxation_penalty": lambda exceedance: jnp.expm1(10.0 * exceedance),
   "bootstrap_weight": lambda exceedance: jnp.exp(-10.0 * exceedance),
   "ensemble_mean_std": _ensemble_mean_std,
-  "ensemble_mean_std, gradient": jax.grad(
+  "ensemble_mean_std gradient": jax.grad(
     lambda q: sum(jnp.sum(part) for part in _ensemble_mean_std(q))
   ),
   "td_targets": lambda r_t, q_t: r_t[:, :, None] + 0.9 * q_t,
@@ -114,7 +114,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     (q_tm1 - targets) ** 2, axis=(1, 2)
   ),
   "actor_loss": _actor_loss,
-  "actor_loss, gradient": jax.grad(
+  "actor_loss gradient": jax.grad(
     lambda q, penalty: jnp.sum(_actor_loss(q, penalty))
   ),
 }

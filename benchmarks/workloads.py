@@ -170,7 +170,7 @@ WORKLOADS = {
     lambda key: (_uniform(key, _T, _G), jnp.full(_T, 0.9)),
     4 * _T * _G,
   ),
-  "discounted_returns, sessions last": Workload(
+  "discounted_returns with sessions last": Workload(
     mtf_jax.discounted_returns,
     lambda key: (_uniform(key, _T, _G), jnp.full((_T, 1), 0.9)),
     4 * _T * _G,
@@ -217,7 +217,7 @@ WORKLOADS = {
   "ensemble_mean_std": Workload(
     mtf_jax.ensemble_mean_std, lambda key: (_ensemble(key),), 4 * _G * _M
   ),
-  "ensemble_mean_std, gradient": Workload(
+  "ensemble_mean_std gradient": Workload(
     jax.grad(
       lambda q: sum(jnp.sum(part) for part in mtf_jax.ensemble_mean_std(q))
     ),
@@ -239,7 +239,7 @@ WORKLOADS = {
     lambda key: _two(key, _ensemble, lambda key: _uniform(key)),
     4 * _G * _M,
   ),
-  "actor_loss, gradient": Workload(
+  "actor_loss gradient": Workload(
     jax.grad(_actor_loss),
     lambda key: _two(key, _ensemble, lambda key: _uniform(key)),
     8 * _G * _M,
