@@ -80,7 +80,11 @@ def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
 @functools.partial(
   jax.jit,
   static_argnames=(
-    *("act", "num_sessions", "max_requests", "observe_fn", "mesh"),
+    "act",
+    "num_sessions",
+    "max_requests",
+    "observe_fn",
+    "mesh",
   ),
 )
 def evaluate(

@@ -143,7 +143,11 @@ class Rollout(NamedTuple):
 @functools.partial(
   jax.jit,
   static_argnames=(
-    *("act", "num_sessions", "max_requests", "exploration", "mesh"),
+    "act",
+    "num_sessions",
+    "max_requests",
+    "exploration",
+    "mesh",
   ),
 )
 def rollout(

@@ -66,7 +66,11 @@ def as_dataset(
 @functools.partial(
   jax.jit,
   static_argnames=(
-    *("act", "num_sessions", "max_requests", "exploration", "mesh"),
+    "act",
+    "num_sessions",
+    "max_requests",
+    "exploration",
+    "mesh",
   ),
 )
 def collect_part(

@@ -169,7 +169,11 @@ def policy_params(
 @functools.partial(
   jax.jit,
   static_argnames=(
-    *("act", "num_sessions", "max_requests", "observe_fn", "mesh"),
+    "act",
+    "num_sessions",
+    "max_requests",
+    "observe_fn",
+    "mesh",
   ),
 )
 def evaluate_seeds(
