@@ -19,6 +19,7 @@ from mtf_jax.data.behaviours import (
   INTERACTIONS,
   TASKS,
 )
+from mtf_jax.fitting.float64 import in_float64
 from mtf_jax.io import InputError
 from mtf_jax.kernels.fusion import FusionSpec
 from mtf_jax.worlds import response as response_lib
@@ -92,7 +93,9 @@ def check_pool_size(pool_size: int, num_items: int) -> None:
     )
 
 
-_interest = jax.jit(jax.vmap(response_lib.interest, in_axes=(None, 0, None)))
+_interest = in_float64(
+  jax.jit(jax.vmap(response_lib.interest, in_axes=(None, 0, None)))
+)
 
 
 def make_pool(
@@ -116,14 +119,14 @@ def make_pool(
   """
   size, num_items = retrieval.pool_size, response.num_items
   check_pool_size(size, num_items)
-  items = jnp.arange(num_items, dtype=jnp.int32)
+  items = np.arange(num_items, dtype=np.int32)
   like = np.asarray(response.item_interaction)[:, INTERACTIONS.index("like")]
   liked = np.float32(retrieval.like_weight) * like
   blocks = []
   for start in range(0, response.num_users, _CHUNK):
     # The last block is filled up with the last user: one compiled program.
     user = np.minimum(np.arange(start, start + _CHUNK), response.num_users - 1)
-    seen = np.asarray(_interest(response, jnp.asarray(user, jnp.int32), items))
+    seen = _interest(response, user.astype(np.int32), items)
     noise = rng.standard_normal(seen.shape, np.float32)
     seen = seen + liked + np.float32(retrieval.noise) * noise
     found = np.argpartition(-seen, size - 1, axis=1)

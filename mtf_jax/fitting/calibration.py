@@ -27,6 +27,7 @@ from mtf_jax.data.behaviours import (
   TASKS,
 )
 from mtf_jax.fitting.build import Retrieval
+from mtf_jax.fitting.float64 import in_float64
 from mtf_jax.policies import fixed_action
 from mtf_jax.steps import Count, uncounted
 from mtf_jax.worlds import env
@@ -81,6 +82,7 @@ def log_odds(rate: np.ndarray | float) -> np.ndarray:
   return np.log(rate) - np.log1p(-rate)
 
 
+@in_float64
 @jax.jit
 def _expected(response, user, item):
   return jax.lax.map(
@@ -93,16 +95,12 @@ def _expected(response, user, item):
 
 
 def expected_rates(response: ResponseModel, pairs: Pairs) -> np.ndarray:
-  """Mean behaviours `[E]` of pairs, float64, play time in seconds.
-
-  In NumPy: XLA splits a sum between as many threads as the machine has cores,
-  and so rounds it differently; a world must not depend on that.
-  """
-  user, item = (jnp.asarray(side, jnp.int32) for side in pairs)
-  found = np.asarray(_expected(response, user, item), np.float64)
-  return found.mean(axis=0)
+  """Mean behaviours `[E]` of pairs, float64, play time in seconds."""
+  user, item = (side.astype(np.int32) for side in pairs)
+  return _expected(response, user, item).mean(axis=0)
 
 
+@in_float64
 @jax.jit
 def _interest(response, user, item):
   return jax.vmap(
@@ -111,8 +109,8 @@ def _interest(response, user, item):
 
 
 def _interest_variance(response: ResponseModel, pairs: Pairs) -> float:
-  user, item = (jnp.asarray(side, jnp.int32) for side in pairs)
-  return float(np.asarray(_interest(response, user, item), np.float64).var())
+  user, item = (side.astype(np.int32) for side in pairs)
+  return float(_interest(response, user, item).var())
 
 
 def calibrate_response(
@@ -210,13 +208,15 @@ class Shown(NamedTuple):
   rates: np.ndarray
 
 
+@in_float64
 @functools.partial(jax.jit, static_argnames="max_requests")
 def _default_slates(
   rng_key: jax.Array, world: World, max_requests: int
 ) -> _Slates:
   """Shows every user the first slates of a session that nobody leaves."""
   num_users = world.pool.shape[0]
-  action = jnp.zeros((world.num_actions,), jnp.float32)
+  dtype = world.user_features.dtype
+  action = jnp.zeros((world.num_actions,), dtype)
 
   def emit(_, request):
     user, result = request.state.user, request.result
@@ -233,11 +233,15 @@ def _default_slates(
     return None, _Slates(duration, result.satisfaction, used_to, expected)
 
   def one(key, user):
+    start = jax.tree.map(
+      lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+      env.reset(key, world)._replace(user=user),
+    )
     return scan_requests(
       world,
       fixed_action,
       action,
-      env.reset(key, world)._replace(user=user),
+      start,
       # A fixed action does not use it.
       key,
       emit,
@@ -262,11 +266,10 @@ def default_slates(
     max_requests: slates a user, static.
 
   Returns:
-    The moments, computed in NumPy, see `expected_rates`.
+    The moments.
   """
-  slates = _default_slates(rng_key, world, max_requests)
-  log_duration, satisfaction, used_to, expected = (
-    np.asarray(part, np.float64) for part in slates
+  log_duration, satisfaction, used_to, expected = _default_slates(
+    rng_key, world, max_requests=max_requests
   )
   population = np.asarray(world.population)
   num_users = len(expected)

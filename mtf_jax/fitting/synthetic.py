@@ -21,6 +21,7 @@ from mtf_jax.data.behaviours import (
 )
 from mtf_jax.fitting import build, calibration
 from mtf_jax.fitting.calibration import Pairs
+from mtf_jax.fitting.float64 import in_float64
 from mtf_jax.fitting.population import synthetic_response
 from mtf_jax.io import InputError, check_seed
 from mtf_jax.steps import OnStep, Steps, nobody
@@ -90,6 +91,7 @@ _NUM_TAGS = 40
 _PROFILE = 5  # the first five: profile columns, drawn independently
 
 
+@in_float64
 @jax.jit
 def _average_tasks(response: ResponseModel, shift: jax.Array) -> jax.Array:
   """`[I, K]` log odds (log seconds) of an average user of that interest."""
@@ -136,8 +138,7 @@ class _Reference(NamedTuple):
 def _reference(response: ResponseModel) -> _Reference:
   step = 0.25
   centre, below, above = (
-    np.asarray(_average_tasks(response, jnp.asarray(shift, jnp.float32)))
-    for shift in (0.0, -step, step)
+    _average_tasks(response, np.float32(shift)) for shift in (0.0, -step, step)
   )
   return _Reference(centre, (above - below) / (2.0 * step))
 
@@ -190,7 +191,7 @@ def _draw_errors(
   user = rng.standard_normal((num_users, num_tasks, errors.rank))
   user *= size[..., None] / np.sqrt(errors.rank)
   item = rng.standard_normal((num_items, num_tasks, errors.rank))
-  return _DrawnErrors(value, user.astype(np.float32), item.astype(np.float32))
+  return _DrawnErrors(value, user, item)
 
 
 def _make_scores(

@@ -173,7 +173,11 @@ def _cases():
     ("experiments.train", "--device_gib=-1", "-1.0 is not a non-negative"),
     ("experiments.train", "--keep=0", "--keep=0: 0 is not a positive integer"),
     ("experiments.train", "--keep=-1", "--keep=-1: -1 is not a positive"),
-    ("experiments.train", "--learner=x", "integrated_rl|bc"),
+    (
+      "experiments.train",
+      "--learner=x",
+      "value should be one of <integrated_rl|",
+    ),
     ("experiments.train", "--num_updates=30", "multiple of chunk_size"),
     ("experiments.train", "--hyperparam=sharpness", "name=number[,number], f"),
     ("experiments.train", "--hyperparam=discount=nan", "a number, found 'nan'"),

@@ -26,7 +26,10 @@ from tests.session_logs import random_log
       "reward_shift: expected 0 with num_steps = 2, found 0.5",
     ),
     ({"hyperparams": {"gamma": 0.9}}, "found gamma"),
-    ({"learner": "sarsa"}, "learner: expected one of integrated_rl, bc"),
+    (
+      {"learner": "sarsa"},
+      "learner: expected one of integrated_rl, .*found 'sarsa'",
+    ),
     (
       {"learner": "bc", "hyperparams": {"discount": 0.9}},
       "expected fields of bc's, actor_learning_rate, .* found discount",
