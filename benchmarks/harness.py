@@ -230,6 +230,7 @@ def environment() -> dict[str, Any]:
     "device_count": jax.device_count(),
     "machine": platform.machine(),
     "cpu_cores": os.cpu_count(),
+    "load_average": round(os.getloadavg()[0], 1),
     "python": platform.python_version(),
     "versions": versions,
     "git_commit": _git("rev-parse", "HEAD"),

@@ -18,6 +18,7 @@ from mtf_jax.io import write_json, write_text
 from mtf_jax.studies.audit import audit
 from mtf_jax.studies.audit import effort as effort_lib
 from mtf_jax.studies.audit import report as audit_report
+from mtf_jax.training.metrics import shown_steps
 
 _WORLD = worlds.define_world()
 _SIZE = flags.DEFINE_enum(
@@ -66,9 +67,14 @@ def main() -> None:
         num_fits=2,
         seed=0,
         max_unknown_share=_MAX_UNKNOWN_SHARE.value,
+        on_step=shown_steps("steps"),
       )
   result = audit.audit(
-    world, effort_lib.PRESETS[_PRESET.value], reference=reference, found=found
+    world,
+    effort_lib.PRESETS[_PRESET.value],
+    reference=reference,
+    found=found,
+    on_step=shown_steps("sessions"),
   )
   if days is not None:
     result["days_left_out"] = days

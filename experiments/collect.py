@@ -19,7 +19,8 @@ from mtf_jax.data import session_log
 from mtf_jax.data.behaviours import TASKS
 from mtf_jax.fitting import synthetic
 from mtf_jax.io import InputError
-from mtf_jax.worlds import rollout as rollout_lib
+from mtf_jax.training.metrics import shown_steps
+from mtf_jax.worlds import log_parts
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World, fingerprint
 
@@ -76,7 +77,7 @@ def main() -> None:
   """Rolls out, packs, writes."""
   action, mesh = _action(), _mesh()
   world = _world()
-  rows = rollout_lib.rollout(
+  log = log_parts.log_sessions(
     jax.random.key(_SEED.value),
     world,
     policies.explore_in_box,
@@ -84,8 +85,8 @@ def main() -> None:
     _SESSIONS.value,
     _MAX_REQUESTS.value,
     mesh=mesh,
+    on_step=shown_steps("sessions"),
   )
-  log = rollout_lib.pack(rows)
   world_fingerprint = fingerprint(world)
   pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
   session_log.save_sessions(_OUT.value, log, {"world": world_fingerprint})

@@ -28,6 +28,7 @@ from mtf_jax.studies.compare.methods import ABLATIONS, METHODS, VERSIONS
 from mtf_jax.studies.compare.plan import CompareDir, Plan
 from mtf_jax.studies.log_gauc import held_out
 from mtf_jax.studies.log_gauc.held_out import HeldOut
+from mtf_jax.training.metrics import shown_steps
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.world import World
 
@@ -122,6 +123,7 @@ def _held_out(log_dir: str | None, world: World | None) -> HeldOut | None:
       test_from=_TEST_FROM.value,
       seed=0,
       fit_before=_FIT_BEFORE.value,
+      on_step=shown_steps("epochs"),
     )
 
 

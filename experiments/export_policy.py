@@ -16,6 +16,7 @@ from mtf_jax.serving.export import export_policy, require_new
 from mtf_jax.serving.load import load_policy
 from mtf_jax.serving.world_features import observation_features
 from mtf_jax.studies.progressive.served import read_run_policy
+from mtf_jax.training.metrics import shown_steps
 
 _RUN = launch.define_in_dir(
   "run", "runs/progressive", "Folder of a progressive run."
@@ -50,6 +51,7 @@ def main() -> None:
     leaving=_LEAVING.value,
     learner=_LEARNER.value,
     half_width=_HALF_WIDTH.value,
+    on_step=shown_steps("steps"),
   )
   export_policy(
     _OUT_DIR.value,

@@ -18,8 +18,10 @@ from absl import flags
 from experiments import launch
 from mtf_jax.data import kuairand
 from mtf_jax.fitting import population as population_lib
-from mtf_jax.fitting.response_fit import fit_response
+from mtf_jax.fitting.response_fit import NUM_STEPS, fit_response
+from mtf_jax.steps import Steps
 from mtf_jax.studies.audit import held_out_days, marginals
+from mtf_jax.training.metrics import shown_steps
 
 _LOG_DIR = launch.define_in_dir(
   "log_dir",
@@ -47,7 +49,10 @@ def main() -> None:
       log_dir, catalogue, max_unknown_share=_MAX_UNKNOWN_SHARE.value
     )
     _, population = fit_response(
-      log, catalogue, np.random.default_rng(_SEED.value)
+      log,
+      catalogue,
+      np.random.default_rng(_SEED.value),
+      Steps(NUM_STEPS, shown_steps("steps")).count,
     )
   out_dir = pathlib.Path(_OUT_DIR.value)
   out_dir.mkdir(parents=True, exist_ok=True)

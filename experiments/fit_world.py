@@ -11,6 +11,7 @@ from experiments import launch
 from mtf_jax.data import kuairand
 from mtf_jax.fitting import kuairand_world
 from mtf_jax.io import InputError, json_text
+from mtf_jax.training.metrics import shown_steps
 from mtf_jax.worlds import io as world_io
 
 _LOG_DIR = launch.define_in_dir(
@@ -66,6 +67,7 @@ def main() -> None:
       seed=_SEED.value,
       fit_before=_FIT_BEFORE.value,
       max_unknown_share=_MAX_UNKNOWN_SHARE.value,
+      on_step=shown_steps("steps"),
     )
   print(f"rows {fit.num_rows}, repetitions dropped {fit.num_duplicates}")
   print("ranker on the test days:", json_text(fit.ranker_metrics, indent=2))

@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import launch
 from mtf_jax.io import InputError
+from mtf_jax.training.metrics import clock
 
 _SCHEMA = launch.define_in_file(
   "schema",
@@ -41,16 +42,17 @@ _ROWS_PER_SHARD = flags.DEFINE_integer(
 
 
 class _Speed:
-  """Lines with rows and rows a second; on a terminal one that is rewritten."""
+  """Lines with rows a second and the time left; on a terminal one, rewritten."""
 
   def __init__(self) -> None:
     self._stage, self._first, self._start, self._shown = "", 0, 0.0, 0.0
+    self._share: float | None = None  # Where the stage began.
 
-  def __call__(self, stage: str, rows: int) -> None:
+  def __call__(self, stage: str, rows: int, share: float | None) -> None:
     now = time.monotonic()
     if stage != self._stage:
       # Rows of a killed import took no time in this one.
-      self._stage, self._first = stage, rows
+      self._stage, self._first, self._share = stage, rows, share
       self._start = self._shown = now
     terminal = sys.stderr.isatty()
     if now - self._shown < (0.2 if terminal else 10):
@@ -58,6 +60,9 @@ class _Speed:
     self._shown = now
     rate = (rows - self._first) / (now - self._start)
     line = f"{rows:,} rows {stage}, {rate:,.0f} rows/s"
+    if share is not None and self._share is not None and share > self._share:
+      seconds = (now - self._start) * (1 - share) / (share - self._share)
+      line += f", {clock(seconds)} left"
     print(
       f"\r{line}    " if terminal else line,
       end="" if terminal else "\n",
@@ -96,7 +101,7 @@ def main() -> None:
   speed = _Speed()
 
   def on_progress(progress: import_log.Progress) -> None:
-    speed(progress.stage, progress.rows)
+    speed(*progress)
 
   start = time.monotonic()
   try:

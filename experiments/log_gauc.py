@@ -21,8 +21,10 @@ from experiments import launch, worlds
 from mtf_jax.data import kuairand
 from mtf_jax.evaluation import tables
 from mtf_jax.io import write_json
+from mtf_jax.steps import Steps
 from mtf_jax.studies.log_gauc import held_out, log_gauc
 from mtf_jax.studies.progressive import finished
+from mtf_jax.training.metrics import shown_steps
 from mtf_jax.worlds.world import World, fingerprint
 
 _LOG_DIR = launch.define_in_dir(
@@ -86,6 +88,7 @@ def main() -> None:
       fit_before=_FIT_BEFORE.value,
       judge_from=_JUDGE_FROM.value,
       max_unknown_share=_MAX_UNKNOWN_SHARE.value,
+      on_step=shown_steps("epochs"),
     )
   dates = np.unique(rows.date)
   weights = log_gauc.references(rows.on(dates[:1]), world.fusion_spec)
@@ -96,12 +99,15 @@ def main() -> None:
     "chosen_on": int(dates[0]),
     "days": [],
   }
-  for evaluated_on in (dates[1:], dates):
-    part = rows.on(evaluated_on)
-    figures = {
-      leaving: log_gauc.evaluate(part, world.fusion_spec, weights, runs)
-      for leaving, runs in policies.items()
-    }
+  parts = (dates[1:], dates)
+  steps = Steps(len(parts) * len(policies), shown_steps("steps"))
+  for evaluated_on in parts:
+    part, figures = rows.on(evaluated_on), {}
+    for leaving, runs in policies.items():
+      figures[leaving] = log_gauc.evaluate(
+        part, world.fusion_spec, weights, runs
+      )
+      steps.count(1)
     result["days"].append({"dates": evaluated_on.tolist(), "leaving": figures})
     for leaving, found in figures.items():
       title = _title(leaving, evaluated_on, dates[0])

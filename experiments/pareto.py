@@ -19,6 +19,7 @@ from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.io import json_text, replacing
 from mtf_jax.studies.pareto import front
 from mtf_jax.studies.progressive.served import read_single_batch
+from mtf_jax.training.metrics import shown_steps
 
 _RUN = launch.define_in_dir(
   "run", "runs/progressive", "Folder of a progressive run."
@@ -40,8 +41,9 @@ def main() -> None:
     seed=_SEED.value,
     leaving=_LEAVING.value,
     learner=_LEARNER.value,
+    on_step=shown_steps("steps"),
   )
-  result = front.measure(found)
+  result = front.measure(found, on_step=shown_steps("policies"))
   out_dir = pathlib.Path(_OUT_DIR.value)
   out_dir.mkdir(parents=True, exist_ok=True)
   written = [out_dir / "pareto.json"]

@@ -1,9 +1,12 @@
 """The world that a launcher's `--world` names, or a sentence why it is none."""
 
+import sys
+
 from absl import flags
 
 from experiments import launch
 from mtf_jax.fitting import synthetic
+from mtf_jax.training.metrics import shown_steps
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.world import World
 
@@ -54,5 +57,7 @@ def make_or_load(name: str, size: str, world_seed: int) -> World:
     InputError: as `load`.
   """
   if name == "synthetic":
-    return synthetic.synthetic_world(size, world_seed)
+    message = f"Building the synthetic world of seed {world_seed}."
+    print(message, file=sys.stderr, flush=True)
+    return synthetic.synthetic_world(size, world_seed, shown_steps("steps"))
   return load(name)

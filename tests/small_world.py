@@ -4,7 +4,11 @@ import functools
 
 from mtf_jax.fitting import synthetic
 
+TOLD = []  # What the builder told on the way.
+
 
 @functools.cache
 def small_world():
-  return synthetic.synthetic_world("small", world_seed=3)
+  return synthetic.synthetic_world(
+    "small", world_seed=3, on_step=lambda *counts: TOLD.append(counts)
+  )

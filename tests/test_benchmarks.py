@@ -85,8 +85,10 @@ def test_serving_is_measured_beside_the_same_policy_in_numpy():
   for row in result["rows"]:
     assert 0 < row["p50_us"] <= row["p95_us"] <= row["p99_us"]
     assert row["requests_per_s"] == pytest.approx(2e6 / row["p50_us"])
+    assert 0 < row["cpu_p50_us"] <= row["cpu_p95_us"] <= row["cpu_p99_us"]
   for found in result["cold_start"].values():
     assert found["load_and_self_test_s"] > 0
+    assert found["load_and_self_test_cpu_s"] > 0
     assert found["numpy_mb"] < found["loaded_mb"] <= found["served_mb"]
   assert result["cold_start"]["prepared"]["prepare_s"] > 0
 

@@ -26,7 +26,7 @@ from mtf_jax.data.log_records import record_dtype, records_of
 from mtf_jax.data.log_runs import Runs, RunState, write_run
 from mtf_jax.data.log_schema import LogSchema, base_column
 from mtf_jax.data.log_sessions import sessions_of
-from mtf_jax.data.log_tables import batches, column_types
+from mtf_jax.data.log_tables import batches, column_types, num_rows
 from mtf_jax.data.log_values import Batch
 from mtf_jax.io import InputError, json_text, write_json
 
@@ -42,10 +42,12 @@ class Progress(NamedTuple):
 
   stage: "read" of rows, or "written" of rows.
   rows: of this stage so far, those of an interrupted import among them.
+  share: of the stage that is done; None where it is not known, in CSV files.
   """
 
   stage: str
   rows: int
+  share: float | None
 
 
 class ImportReport(NamedTuple):
@@ -230,7 +232,8 @@ class _Job:
         counts[name] = counts.get(name, 0) + number
       rows += state.moments.rows
       if made:
-        self._on_progress(Progress("written", rows))
+        share = (part + 1) / num_parts
+        self._on_progress(Progress("written", rows, share))
     if out_dir is None:
       return ImportReport(counts, warnings, None)
     moments = functools.reduce(
@@ -261,6 +264,7 @@ class _Job:
     start = RunState(0, 0, 0, -(2**63), {})
     state = runs.states[-1] if runs.states else start
     rows, number = runs.rows, len(runs.states)
+    total = num_rows(self._files)
     held: list[np.ndarray] = []
     counts = dict(state.counts)
     latest = state.latest
@@ -271,7 +275,8 @@ class _Job:
         latest = max(latest, int(records["order"].max()))
       count = sum(len(part) for part in held)
       rows += len(records)
-      self._on_progress(Progress("read", rows))
+      share = None if total is None else min(1.0, rows / max(1, total))
+      self._on_progress(Progress("read", rows, share))
       # The last position closes the pass: a run of its own, which may be empty.
       if count >= size or file == len(self._files):
         whole = np.concatenate(held)

@@ -29,6 +29,7 @@ from mtf_jax.data.behaviours import (
 from mtf_jax.fitting.build import Retrieval
 from mtf_jax.fitting.float64 import in_float64
 from mtf_jax.policies import fixed_action
+from mtf_jax.steps import Count, uncounted
 from mtf_jax.worlds import env
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds import satisfaction as satisfaction_lib
@@ -339,12 +340,31 @@ class _Search(NamedTuple):
     )
 
 
+def _asked(num_users: int) -> list[np.ndarray]:
+  """Places of the users that each round of the search asks."""
+  everybody = np.arange(num_users)
+  few = np.linspace(0, num_users - 1, min(num_users, _FEW_USERS)).astype(int)
+  # Rare behaviours differ between samples of users: the last rounds ask all.
+  return [few] * _ROUNDS_OF_FEW + [everybody] * _ROUNDS_OF_ALL
+
+
+def num_steps(num_users: int) -> int:
+  """What `calibrate_world` counts: a round of many users is many steps."""
+  rounds = sum(_steps_of(users) for users in _asked(num_users))
+  return rounds + _SATISFACTION_ROUNDS
+
+
+def _steps_of(users: np.ndarray) -> int:
+  return -(-len(users) // _FEW_USERS)
+
+
 def calibrate_world(
   make: Callable[[Retrieval, np.ndarray], World],
   num_users: int,
   *,
   pool_size: int,
   seed: int,
+  count: Count = uncounted,
 ) -> World:
   """A world whose default slates do (b) as well as the log's impressions.
 
@@ -361,17 +381,13 @@ def calibrate_world(
     num_users: `U`.
     pool_size: items that retrieval finds.
     seed: of the sessions that are looked at.
+    count: told of the `num_steps`.
 
   Returns:
     The world of all users.
   """
-  everybody = np.arange(num_users)
-  few = np.linspace(0, num_users - 1, min(num_users, _FEW_USERS)).astype(int)
   search, shown = _Search(), None
-  # Rare behaviours differ between samples of users: the last rounds ask all.
-  for n, users in enumerate(
-    [few] * _ROUNDS_OF_FEW + [everybody] * _ROUNDS_OF_ALL
-  ):
+  for n, users in enumerate(_asked(num_users)):
     if shown is not None:
       search = search.moved(shown)
     world = make(search.retrieval(pool_size), users)
@@ -380,6 +396,7 @@ def calibrate_world(
     logging.info(
       "%s: click %.4f, like %.5f", search, *shown.rates[[_CLICK, _LIKE]]
     )
+    count(_steps_of(users))
   for n in range(_SATISFACTION_ROUNDS):
     key = jax.random.fold_in(jax.random.key(seed), 100 + n)
     shown = default_slates(key, world)
@@ -393,4 +410,5 @@ def calibrate_world(
         scale=satisfaction.scale * np.float32(shown.satisfaction_std),
       )
     )
+    count(1)
   return world

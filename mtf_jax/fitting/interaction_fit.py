@@ -16,6 +16,7 @@ import numpy as np
 
 from mtf_jax.data import behaviours, kuairand
 from mtf_jax.fitting.population import EFFECT_GRID
+from mtf_jax.steps import Count, uncounted
 from mtf_jax.worlds import response as response_lib
 
 
@@ -112,6 +113,7 @@ def fit_interactions(
   num_users: int,
   num_items: int,
   rng: np.random.Generator,
+  count: Count = uncounted,
 ) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
   """Fits all interactions, each explained by those before it.
 
@@ -121,6 +123,7 @@ def fit_interactions(
     num_users: `U`.
     num_items: `I`.
     rng: posterior draws.
+    count: told of each interaction that is fitted.
 
   Returns:
     (fields of `ResponseModel` by name, mixing distributions `[N, X]` of the
@@ -167,6 +170,7 @@ def fit_interactions(
       sweeps=20,
     )
     fits.append([np.asarray(part, np.float64) for part in fit])
+    count(1)
   coefficients, user, item, user_weights, item_weights = (
     np.stack(parts) for parts in zip(*fits, strict=True)
   )

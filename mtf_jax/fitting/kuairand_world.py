@@ -11,9 +11,10 @@ from mtf_jax.data import kuairand
 from mtf_jax.data.behaviours import INTERACTIONS, TASKS
 from mtf_jax.fitting import build, calibration
 from mtf_jax.fitting.calibration import Pairs
-from mtf_jax.fitting.response_fit import check_log, fit_response
+from mtf_jax.fitting.response_fit import NUM_STEPS, check_log, fit_response
 from mtf_jax.ranking import features
 from mtf_jax.ranking import ranker as ranker_lib
+from mtf_jax.steps import OnStep, Steps, nobody
 from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.scores import encode_scores
 from mtf_jax.worlds.world import World
@@ -98,6 +99,7 @@ def fit_world(
   seed: int,
   fit_before: int | None = None,
   max_unknown_share: float = 0.0,
+  on_step: OnStep = nobody,
 ) -> Fit:
   """Fits the world to a KuaiRand log folder.
 
@@ -116,6 +118,7 @@ def fit_world(
       something is left to judge it by; all days are seen if omitted.
     max_unknown_share: share of the rows that may be of unknown users or videos;
       see `kuairand.iterate_log`.
+    on_step: told how far it is, once the log is read.
 
   Returns:
     The world and the figures of the fit.
@@ -134,10 +137,20 @@ def fit_world(
     log, _ = kuairand.split_days(log, fit_before, "fit_before")
   check_log(log)
   earlier, later = kuairand.split_days(log, test_from)
-  ranker = ranker_lib.train_ranker(earlier, catalogue, seed)
-  metrics = ranker_lib.evaluate(ranker, later)
+  kept = min(num_users, len(catalogue.user_ids))
+  # On KuaiRand-Pure all steps take about as long as each other.
+  steps = Steps(
+    ranker_lib.EPOCHS
+    + ranker_lib.NUM_HEADS
+    + NUM_STEPS
+    + 1
+    + calibration.num_steps(kept),
+    on_step,
+  )
+  ranker = ranker_lib.train_ranker(earlier, catalogue, seed, count=steps.count)
+  metrics = ranker_lib.evaluate(ranker, later, steps.count)
   ranker_lib.refuse_broken(metrics, later)
-  response, _ = fit_response(log, catalogue, rng)
+  response, _ = fit_response(log, catalogue, rng, steps.count)
   if response.num_users < num_users:
     logging.warning(
       "%s: the log has %d users, fewer than num_users = %d; all are kept.",
@@ -154,6 +167,7 @@ def fit_world(
     *_impressions(log, len(catalogue.video_ids), rng),
     fitted=True,
   )
+  steps.count(1)
   values, names = features.user_observations(ranker.encoder, catalogue)
   values = np.asarray(values)
   tastes = _tastes(build.select_users(response, users), rng)
@@ -185,6 +199,6 @@ def fit_world(
     )
 
   world = calibration.calibrate_world(
-    make, len(users), pool_size=pool_size, seed=seed
+    make, len(users), pool_size=pool_size, seed=seed, count=steps.count
   )
   return Fit(world, metrics, len(log.user), int(duplicates))

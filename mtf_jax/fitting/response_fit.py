@@ -34,7 +34,11 @@ from mtf_jax.data.behaviours import DURATION_EDGES, NUM_BUCKETS, duration_bucket
 from mtf_jax.fitting import interaction_fit, reach_fit
 from mtf_jax.fitting.population import ResponsePopulation
 from mtf_jax.io import InputError
+from mtf_jax.steps import Count, uncounted
 from mtf_jax.worlds import response as response_lib
+
+# Of a fit, some seconds each: reach, clicks and play times, every interaction.
+NUM_STEPS = 2 + len(behaviours.INTERACTIONS)
 
 
 @functools.partial(
@@ -169,6 +173,7 @@ def fit_response(
   log: kuairand.ImpressionLog,
   catalogue: kuairand.Catalogue,
   rng: np.random.Generator,
+  count: Count = uncounted,
 ) -> tuple[response_lib.ResponseModel, ResponsePopulation]:
   """Fits the response model to a log of recommended impressions.
 
@@ -176,6 +181,7 @@ def fit_response(
     log: the impressions; those exposed at random are ignored.
     catalogue: users and items of the log.
     rng: posterior draws and random pairs.
+    count: told of each of the `NUM_STEPS`.
 
   Returns:
     (the model of the catalogue's users and items as numpy float32 arrays, the
@@ -189,6 +195,7 @@ def fit_response(
   num_users, num_items = len(catalogue.user_ids), len(catalogue.video_ids)
   n = len(log.user)
   user_factors, item_factors = reach_fit.fit_reach(log, catalogue, rng)
+  count(1)
   logged = _product(user_factors, item_factors, log.user, log.item)
   # Reach is counted from the level that only a fifth of the log falls short
   # of: within the log it hardly matters.
@@ -215,8 +222,9 @@ def fit_response(
   item = item + intercept[bucket]
   mean = user[log.user] + item[log.item] - scale * beyond
   table = _play_tables(log, mean, 1.0)
+  count(1)
   interactions, mixing = interaction_fit.fit_interactions(
-    log, beyond, num_users, num_items, rng
+    log, beyond, num_users, num_items, rng, count
   )
   model = response_lib.ResponseModel(
     user_interest=user,

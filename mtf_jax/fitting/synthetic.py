@@ -24,6 +24,7 @@ from mtf_jax.fitting.calibration import Pairs
 from mtf_jax.fitting.float64 import in_float64
 from mtf_jax.fitting.population import synthetic_response
 from mtf_jax.io import InputError, check_seed
+from mtf_jax.steps import OnStep, Steps, nobody
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.response import ResponseModel
 from mtf_jax.worlds.scores import ScoreTables, encode_scores
@@ -282,7 +283,9 @@ def _noisy(
   return np.sqrt(reliability) * z + np.sqrt(1.0 - reliability) * noise
 
 
-def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
+def synthetic_world(
+  size: str = "base", world_seed: int = 0, on_step: OnStep = nobody
+) -> World:
   """Builds and calibrates a synthetic world.
 
   Args:
@@ -290,6 +293,7 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
     world_seed: decides users, items and errors; the same seed gives the same
       world with the same versions of JAX and NumPy, whatever the number of
       cores.
+    on_step: told how far it is.
 
   Returns:
     The world, with the default leaving model.
@@ -303,6 +307,7 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
       f"size: expected one of {', '.join(SIZES)}, found {size!r}."
     )
   counts = SIZES[size]
+  steps = Steps(1 + calibration.num_steps(counts.num_users), on_step)
   rng = np.random.default_rng(world_seed)
   response = jax.tree.map(
     jnp.asarray, synthetic_response(rng, counts.num_users, counts.num_items)
@@ -310,6 +315,7 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
   response = calibration.calibrate_response(
     response, *_pairs(response, rng), fitted=False
   )
+  steps.count(1)
   profile = rng.standard_normal((counts.num_users, _PROFILE))
   errors = _draw_errors(profile, counts.num_items, ScoreErrors(), rng)
   tastes = build.Tastes(*rng.standard_normal((3, counts.num_users)))
@@ -349,5 +355,9 @@ def synthetic_world(size: str = "base", world_seed: int = 0) -> World:
     )
 
   return calibration.calibrate_world(
-    make, counts.num_users, pool_size=counts.pool_size, seed=world_seed
+    make,
+    counts.num_users,
+    pool_size=counts.pool_size,
+    seed=world_seed,
+    count=steps.count,
   )

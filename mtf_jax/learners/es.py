@@ -36,6 +36,11 @@ class Search(NamedTuple):
   noise: float = HALF_WIDTH
   learning_rate: float = 0.03
 
+  @property
+  def num_sessions(self) -> int:
+    """Evaluations of the whole search."""
+    return self.iterations * 2 * self.sessions
+
 
 # `(weights, key, key) -> scalar`: of what happens, and of the policy's draws.
 # Positive on the mean; equal keys must give equal circumstances.

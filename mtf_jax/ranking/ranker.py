@@ -24,8 +24,11 @@ from mtf_jax.data import kuairand
 from mtf_jax.data.behaviours import TASKS
 from mtf_jax.io import InputError
 from mtf_jax.ranking import features, metrics
+from mtf_jax.steps import Count, uncounted
 
 _HEADS = (*TASKS, "click")
+# Of training and of `evaluate`: epochs, and heads.
+EPOCHS, NUM_HEADS = 6, len(_HEADS)
 
 
 _WATCH_TIME = TASKS.index("watch_time")
@@ -118,11 +121,12 @@ def train_ranker(
   catalogue: kuairand.Catalogue,
   seed: int = 0,
   *,
-  epochs: int = 6,
+  epochs: int = EPOCHS,
   batch_size: int = 1024,
   learning_rate: float = 2e-3,
   weight_decay: float = 1e-2,
   keep_rate: float = 0.8,
+  count: Count = uncounted,
 ) -> Ranker:
   """Trains the ranker on the impressions of the training days.
 
@@ -135,6 +139,7 @@ def train_ranker(
     learning_rate: peak of a cosine schedule of AdamW.
     weight_decay: of AdamW.
     keep_rate: share of the inputs kept by dropout.
+    count: told of each epoch.
 
   Returns:
     The ranker.
@@ -199,7 +204,9 @@ def train_ranker(
   params = network.init(init_key, data[0][:1], data[1][:1])
   carry = (params, optimiser.init(params))
   for key in keys:
-    carry, _ = epoch(carry, key, data)
+    # Waited for: each is as long as it takes.
+    carry, _ = jax.block_until_ready(epoch(carry, key, data))
+    count(1)
   return Ranker(carry[0], encoder, center, scale)
 
 
@@ -266,13 +273,14 @@ def linear_scores(
 
 
 def evaluate(
-  ranker: Ranker, log: kuairand.ImpressionLog
+  ranker: Ranker, log: kuairand.ImpressionLog, count: Count = uncounted
 ) -> Mapping[str, Mapping[str, float]]:
   """Judges the ranker on impressions of later days.
 
   Args:
     ranker: a trained ranker.
     log: impressions of days it was not trained on.
+    count: told of each head.
 
   Returns:
     For each head (and the auxiliary click) `auc`, `gauc`, `log_loss`,
@@ -301,6 +309,7 @@ def evaluate(
       "base_log_loss": base,
       "calibration_error": metrics.calibration_error(prediction, target),
     }
+    count(1)
   return report
 
 

@@ -214,8 +214,9 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
 
   Raises:
     InputError: a file is missing or differs from its digest in the manifest,
-      the manifest is of another format or damaged, the programs are not for
-      this platform, the self-test fails, or `flatbuffers` is missing.
+      the manifest is of another format or damaged, the programs are of a JAX
+      that this one does not read or not for this platform, the self-test fails,
+      or `flatbuffers` is missing.
   """
   folder = pathlib.Path(folder)
   require_flatbuffers()
@@ -232,7 +233,20 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
       )
   programs = []
   for name in FILES[:2]:
-    exported = export.deserialize(bytearray(contents[name]))
+    try:
+      exported = export.deserialize(bytearray(contents[name]))
+      # What JAX wraps is not looked at before, and is of a version of its own.
+      exported.mlir_module()
+    except (
+      *(NotImplementedError, ValueError),
+      jax.errors.JaxRuntimeError,
+    ) as error:
+      # The bytes are those that were written, so it is their version.
+      raise InputError(
+        f"{folder / name}: expected a program that JAX {jax.__version__} reads,"
+        f" found one of JAX {manifest.versions.get('jax')}, which is too new for"
+        " it or more than six months older; export the policy anew."
+      ) from error
     platform = export.default_export_platform()
     if platform not in exported.platforms:
       raise InputError(

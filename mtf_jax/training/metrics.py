@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from mtf_jax.io import InputError, require_file, write_text
+from mtf_jax.steps import OnStep
 from mtf_jax.training.tensorboard import TensorBoard
 
 _BAR = 20  # Characters.
@@ -130,6 +131,13 @@ def _step_of(line: bytes) -> int | None:
   return step if type(step) is int else None
 
 
+def clock(seconds: float) -> str:
+  """Hours, minutes and seconds, as 1:02:03."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
 class Progress:
   """A bar with updates a second and the time left.
 
@@ -140,12 +148,20 @@ class Progress:
     step: updates done at the start.
     num_updates: updates in all.
     stream: where it goes.
+    unit: what is counted, if not updates.
   """
 
-  def __init__(self, step: int, num_updates: int, stream: TextIO = sys.stderr):
+  def __init__(
+    self,
+    step: int,
+    num_updates: int,
+    stream: TextIO = sys.stderr,
+    unit: str = "updates",
+  ):
     """Starts the clock at the first chunk, whose time is the compiler's."""
     self._num_updates = num_updates
     self._stream = stream
+    self._unit = unit
     self._step = step
     self._start: tuple[int, float] | None = None
     self._said = 0.0
@@ -163,8 +179,13 @@ class Progress:
     else:
       first_step, first_time = self._start
       rate = (step - first_step) / max(now - first_time, 1e-9)
-    left = "" if rate is None else f", {self._clock(step, rate)} left"
-    speed = "compiled" if rate is None else f"{rate:.1f} updates/s"
+    left = ""
+    if rate is not None:
+      left = f", {clock((self._num_updates - step) / rate)} left"
+    # Where nothing is done yet, nothing was compiled either.
+    speed = "compiled" if step else "begun"
+    if rate is not None:
+      speed = f"{rate:.1f} {self._unit}/s"
     share = step / self._num_updates
     text = f"{step}/{self._num_updates} ({share:.0%}), {speed}{left}"
     if self._stream.isatty():
@@ -178,10 +199,26 @@ class Progress:
       self._stream.flush()
     return rate
 
-  def _clock(self, step: int, rate: float) -> str:
-    minutes, seconds = divmod(round((self._num_updates - step) / rate), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+def shown_steps(unit: str, stream: TextIO = sys.stderr) -> OnStep:
+  """A progress bar for a computation that counts its own steps.
+
+  Args:
+    unit: what it counts, in the plural.
+    stream: where the bar goes.
+
+  Returns:
+    What `steps.Steps` tells; computations that follow each other have a bar each.
+  """
+  bar = Progress(0, 1, stream, unit)
+
+  def on_step(done: int, total: int) -> None:
+    nonlocal bar
+    if not done:
+      bar = Progress(0, total, stream, unit)
+    bar.update(done)
+
+  return on_step
 
 
 class NegativeTargetWarning:

@@ -183,8 +183,42 @@ def rollout(
   Raises:
     ValueError: `exploration` is neither.
   """
+  return rollout_of(
+    session_keys(rng_key, num_sessions),
+    world,
+    act,
+    params,
+    max_requests,
+    exploration,
+    mesh,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("act", "max_requests", "exploration", "mesh")
+)
+def rollout_of(
+  keys: tuple[jax.Array, jax.Array],
+  world: World,
+  act: Act,
+  params: Any,
+  max_requests: int,
+  exploration: str = "request",
+  mesh: Mesh | None = None,
+) -> Rollout:
+  """Logs the sessions of some keys; otherwise as `rollout`.
+
+  Args:
+    keys: of `session_keys`, or some of them, `[B]` each.
+    world, act, params, max_requests, exploration, mesh: as in `rollout`.
+
+  Returns:
+    The rows; sessions are numbered from 0.
+
+  Raises:
+    ValueError: `exploration` is neither of `rollout`'s.
+  """
   held = is_held(exploration)
-  keys = session_keys(rng_key, num_sessions)
 
   def emit(_, request):
     return None, (
@@ -236,7 +270,7 @@ def rollout(
     return Rollout(log=log, valid=valid)
 
   rows = over_data(one, *keys, mesh=mesh)
-  number = jnp.arange(num_sessions, dtype=jnp.int32)[:, None]
+  number = jnp.arange(keys[0].shape[0], dtype=jnp.int32)[:, None]
   session_id = jnp.where(rows.valid, number, 0)
   return rows._replace(log=rows.log._replace(session_id=session_id))
 

@@ -245,6 +245,55 @@ def test_a_gap_ends_a_session(tmp_path):
   assert report.counts["sessions that the user left"] == 4
 
 
+def test_how_far_an_import_is(tmp_path):
+  """Files that say how many rows they have are known in advance, CSV is not."""
+  rows = len(platform_logs.columns()["sid"])
+  files = [
+    platform_logs.write(tmp_path / f"{n}.{ending}", found)
+    for n, (ending, found) in enumerate(
+      (kind, platform_logs.take(platform_logs.columns(), part))
+      for kind, part in (
+        ("parquet", range(3)),
+        ("arrow", range(3, rows)),
+      )
+    )
+  ]
+  assert log_tables.num_rows(files) == rows
+  told = []
+  _import(tmp_path, files, rows_per_shard=3, on_progress=told.append)
+  read = [one for one in told if one.stage == "read"]
+  assert read[0][1:] == (3, 3 / rows) and read[-1][1:] == (rows, 1.0)
+  written = [one.share for one in told if one.stage == "written"]
+  assert written == sorted(written) and written[-1] == 1.0 > written[0] > 0
+  table = platform_logs.write(tmp_path / "t.csv", platform_logs.columns())
+  assert log_tables.num_rows([files[0], table]) is None
+  (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+  assert log_tables.num_rows([tmp_path / "broken.parquet"]) is None
+
+
+_SHOWN = """
+import itertools, sys, time
+from experiments import import_log
+
+ticks = itertools.count(0, 20)
+time.monotonic = lambda: next(ticks)
+speed = import_log._Speed()
+for share in (0.1, 0.3, None):
+  speed("read", 1000 * round(10 * (share or 0.5)), share)
+speed("written", 0, 0.0)
+"""
+
+
+def test_an_import_says_how_long_it_will_take():
+  done = subprocess.run(
+    [sys.executable, "-c", _SHOWN], capture_output=True, text=True, check=True
+  )
+  assert done.stderr.splitlines() == [
+    "3,000 rows read, 100 rows/s, 0:01:10 left",
+    "5,000 rows read, 100 rows/s",
+  ]
+
+
 def test_what_followed_a_cut(tmp_path):
   found = platform_logs.take(platform_logs.columns(), range(4))
   found["sid"], found["step"] = ["a"] * 4, [1, 2, 3, 4]

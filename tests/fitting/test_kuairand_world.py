@@ -12,6 +12,7 @@ import pytest
 from mtf_jax import policies
 from mtf_jax.data import kuairand, session_log
 from mtf_jax.fitting import kuairand_world
+from mtf_jax.fitting.response_fit import NUM_STEPS
 from mtf_jax.io import InputError
 from mtf_jax.ranking import ranker as ranker_lib
 from mtf_jax.studies.audit import held_out_days
@@ -32,8 +33,9 @@ def fits(monkeypatch):
   truth = kuairand_files.draw(120, 100, 2400)[0]
   days = []
 
-  def fit_response(log, catalogue, rng):
+  def fit_response(log, catalogue, rng, count):
     days.append(np.unique(log.date).tolist())
+    count(NUM_STEPS)
     return truth, None
 
   for module in (kuairand_world, held_out_days):
@@ -42,6 +44,7 @@ def fits(monkeypatch):
 
 
 def test_fit_to_a_folder_and_sessions_from_its_file(folder, tmp_path):
+  told = []
   fit = kuairand_world.fit_world(
     folder,
     test_from=20220429,
@@ -50,7 +53,11 @@ def test_fit_to_a_folder_and_sessions_from_its_file(folder, tmp_path):
     num_candidates=20,
     slate_size=4,
     seed=0,
+    on_step=lambda *counts: told.append(counts),
   )
+  # A step each, the last one the last: 6 epochs, 6 heads, 7 of the responses, 1,
+  # and 12 rounds, all of which ask everybody where users are few.
+  assert told == [(done, 32) for done in range(33)]
   assert fit.num_rows == 2400
   assert set(fit.ranker_metrics) >= {"valid", "finish", "long_view"}
   path = tmp_path / "fitted.world"
@@ -176,9 +183,15 @@ def test_describe_log_derives_thresholds_from_play_time(folder):
 
 
 def test_every_day_is_left_out_of_the_fits_that_judge_it(folder, fits):
+  told = []
   facts = held_out_days.days_left_out(
-    folder, days_per_fold=4, num_fits=1, seed=0
+    folder,
+    days_per_fold=4,
+    num_fits=1,
+    seed=0,
+    on_step=lambda *counts: told.append(counts),
   )
+  assert told == [(done * NUM_STEPS, 3 * NUM_STEPS) for done in range(4)]
   # All six days first, then without the first four, then without the last two.
   days = list(range(20220425, 20220431))
   assert fits == [days, days[4:], days[:4]]

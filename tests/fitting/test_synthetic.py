@@ -17,6 +17,7 @@ from mtf_jax.io import InputError
 from mtf_jax.studies.audit.marginals import respond_to
 from mtf_jax.worlds import scores
 from mtf_jax.worlds.world import fingerprint
+from tests.small_world import TOLD
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -52,6 +53,16 @@ def test_same_seed_same_world_on_another_processor(small_world):
 )
 def test_the_fingerprint_is_the_one_on_record(small_world):
   assert fingerprint(small_world) == "1e399b82d7d5fbbd"
+
+
+def test_how_far_a_world_is_is_told(small_world):
+  del small_world
+  assert [(done, 13) for done in range(14)] == TOLD
+
+
+def test_a_round_of_many_users_is_many_steps():
+  assert calibration.num_steps(1000) == 6 + 3 + 3
+  assert calibration.num_steps(8192) == 6 + 3 * 8 + 3
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -1,5 +1,6 @@
 """A policy that leaves the process answers as it did inside."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -190,6 +191,46 @@ def test_another_format_is_refused(folder, tmp_path):
     load_policy(tmp_path)
 
 
+def _replaced(folder, copy, name, content):
+  """A folder one of whose files is another, under right digests."""
+  shutil.copytree(folder, copy)
+  (copy / name).write_bytes(content)
+  sha256 = {**read_manifest(folder).sha256, name: file_digest(content)}
+  values = json.loads((folder / MANIFEST).read_text())
+  del values["manifest_sha256"]
+  (copy / MANIFEST).write_text(_text({**values, "sha256": sha256}) + "\n")
+
+
+_OTHER_JAX = (
+  r"stablehlo: expected a program that JAX \S+ reads, found one of JAX"
+  rf" {jax.__version__}, .*export the policy anew"
+)
+
+
+def test_a_program_that_jax_does_not_read_is_refused(folder, tmp_path):
+  """StableHLO of another version: what JAX wraps begins otherwise."""
+  program = (folder / "serve.stablehlo").read_bytes()
+  assert program.count(b"ML\xefR") == 1
+  program = program.replace(b"ML\xefR", b"ML\xefS")
+  _replaced(folder, tmp_path / "p", "serve.stablehlo", program)
+  with pytest.raises(InputError, match=_OTHER_JAX):
+    load_policy(tmp_path / "p")
+
+
+@pytest.mark.parametrize("error", [ValueError, NotImplementedError])
+def test_a_wrapping_that_jax_does_not_read_is_refused(
+  folder, monkeypatch, error
+):
+  """Too old is a ValueError of JAX 0.12, too new a NotImplementedError of 0.8."""
+
+  def deserialize(_):
+    raise error("version")
+
+  monkeypatch.setattr(jax.export, "deserialize", deserialize)
+  with pytest.raises(InputError, match=_OTHER_JAX):
+    load_policy(folder)
+
+
 def test_another_observation_layout_is_refused(folder, tmp_path):
   fewer = [feature._asdict() for feature in _FEATURES[:2]]
   _edit(folder, tmp_path / "fewer", features=fewer)
@@ -198,19 +239,14 @@ def test_another_observation_layout_is_refused(folder, tmp_path):
 
 
 def test_the_self_test_finds_another_answer(folder, tmp_path):
-  copy = tmp_path / "copy"
-  shutil.copytree(folder, copy)
-  with np.load(copy / "self_test.npz") as archive:
+  with np.load(folder / "self_test.npz") as archive:
     test = dict(archive)
   for name in ("expected_power", "expected_log_prob", "expected_slate"):
     changed = {**test, name: test[name] + np.ones((), test[name].dtype)}
-    np.savez(copy / "self_test.npz", **changed)
-    sha256 = dict(read_manifest(folder).sha256)
-    content = (copy / "self_test.npz").read_bytes()
-    sha256["self_test.npz"] = file_digest(content)
-    values = json.loads((folder / MANIFEST).read_text())
-    del values["manifest_sha256"]
-    (copy / MANIFEST).write_text(_text({**values, "sha256": sha256}) + "\n")
+    buffer = io.BytesIO()
+    np.savez(buffer, **changed)
+    copy = tmp_path / name
+    _replaced(folder, copy, "self_test.npz", buffer.getvalue())
     with pytest.raises(InputError, match=name.removeprefix("expected_")):
       load_policy(copy)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtf_jax.io import InputError
+from mtf_jax.steps import Steps
 from mtf_jax.training import metrics
 
 
@@ -162,6 +163,23 @@ def test_progress_is_a_plain_line_every_half_minute_in_a_file(monkeypatch):
     "41/100 (41%), 1.0 updates/s, 0:00:59 left\n"
     "72/100 (72%), 1.0 updates/s, 0:00:28 left\n"
   )
+
+
+def test_steps_that_are_counted_have_a_bar_each(monkeypatch):
+  """From nothing on, in their own unit; the second does not go on in the first."""
+  clock = iter([0.0, 40.0, 100.0, 110.0])
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
+  terminal = _Terminal()
+  on_step = metrics.shown_steps("sessions", terminal)
+  for total, steps in ((8, 2), (50, 20)):
+    Steps(total, on_step).count(steps)
+  shown = [line.strip() for line in terminal.getvalue().split("\r")[1:]]
+  assert shown == [
+    "[--------------------] 0/8 (0%), begun",
+    "[#####---------------] 2/8 (25%), 0.1 sessions/s, 0:02:00 left",
+    "[--------------------] 0/50 (0%), begun",
+    "[########------------] 20/50 (40%), 2.0 sessions/s, 0:00:15 left",
+  ]
 
 
 def test_negative_targets_are_warned_of_once(caplog):

@@ -28,6 +28,7 @@ from mtf_jax.evaluation import statistics as stats
 from mtf_jax.evaluation.oracle import LinearPolicy
 from mtf_jax.evaluation.statistics import Gain
 from mtf_jax.kernels.exploration import HALF_WIDTH
+from mtf_jax.steps import Count, OnStep, Steps, nobody
 from mtf_jax.studies.audit.effort import Effort
 from mtf_jax.studies.audit.marginals import (
   describe,
@@ -117,7 +118,11 @@ def _fixed(policy: LinearPolicy, action: jax.Array) -> LinearPolicy:
 
 
 def sensitivity(
-  world: World, table: ExpectedRewards, best: LinearPolicy, effort: Effort
+  world: World,
+  table: ExpectedRewards,
+  best: LinearPolicy,
+  effort: Effort,
+  count: Count,
 ) -> dict[str, Any]:
   """Return against each action component, the others at their best, paired.
 
@@ -137,6 +142,7 @@ def sensitivity(
       moved, _ = _totals(world, table, _fixed(best, action), effort)
       gain = stats.relative_gain(moved, base)
       gains[component, n] = (gain.percent, gain.low, gain.high)
+      count(effort.sessions)
   return {
     "grid": grid.tolist(),
     **{
@@ -150,8 +156,20 @@ def _with_interval(name: str, gain: Gain) -> dict[str, Any]:
   return {name: gain.percent, f"{name}_ci95": [gain.low, gain.high]}
 
 
+def num_sessions(effort: Effort, num_actions: int) -> int:
+  """Sessions of searches and curves of one leaving model; few are elsewhere."""
+  searches = (effort.global_search, *(effort.personal_search,) * 3)
+  return (
+    sum(search.num_sessions for search in searches)
+    + effort.sessions // 2 * effort.grid * num_actions
+  )
+
+
 def audit_leaving(
-  world: World, table: ExpectedRewards, effort: Effort
+  world: World,
+  table: ExpectedRewards,
+  effort: Effort,
+  count: Count,
 ) -> dict[str, Any]:
   """(c), (d) and (e) under the world's leaving model.
 
@@ -159,21 +177,25 @@ def audit_leaving(
     world: the world, its population cut to the table's.
     table: `returns.expected_rewards(world)`.
     effort: of the preset.
+    count: told of the `num_sessions`.
 
   Returns:
     The figures, ready for JSON.
   """
   zero = jnp.zeros((world.num_actions,), jnp.float32)
   start = oracle.blinded(oracle.start_policy(world, env.observe, zero, 2.0))
-  best = oracle.optimise(
-    jax.random.key(51),
-    world,
-    table,
-    start,
-    effort.global_search,
-    effort.max_requests,
-    env.observe,
+  best = jax.block_until_ready(
+    oracle.optimise(
+      jax.random.key(51),
+      world,
+      table,
+      start,
+      effort.global_search,
+      effort.max_requests,
+      env.observe,
+    )
   )
+  count(effort.global_search.num_sessions)
   center = best.weights[:, 0]
   base, length = _totals(world, table, _fixed(best, center), effort)
   uniform, uniform_length = _totals(world, table, _fixed(best, zero), effort)
@@ -222,6 +244,7 @@ def audit_leaving(
     warm = found if values[1] > values[0] else start
     reached, _ = totals(warm)
     result.update(_with_interval(name, stats.relative_gain(reached, base)))
+    count(search.num_sessions)
   scaling = oracle.start_policy(world, env.observe, center, HALF_WIDTH)
   probe, figures = linear_probe(world, center, scaling, effort)
   reached, _ = _totals(world, table, probe, effort)
@@ -230,7 +253,7 @@ def audit_leaving(
   )
   result["linear_probe"] = figures
   result["explained_share_pct"] = explained_share(world, table, center, effort)
-  result["sensitivity"] = sensitivity(world, table, best, effort)
+  result["sensitivity"] = sensitivity(world, table, best, effort, count)
   return result
 
 
@@ -260,6 +283,7 @@ def audit(
   effort: Effort,
   reference: Mapping | None = None,
   found: Mapping | None = None,
+  on_step: OnStep = nobody,
 ) -> dict[str, Any]:
   """Audits a world under every leaving model.
 
@@ -269,6 +293,7 @@ def audit(
     reference: `describe` of a log, the embedded one if omitted.
     found: `describe` of what is compared with it: the fitted responses on the
       log's own impressions. If omitted, what the default weights show.
+    on_step: told how many sessions are played, of all leaving models.
 
   Returns:
     `audit.json` as a dictionary.
@@ -291,10 +316,12 @@ def audit(
     "slates": slates,
     "leaving": {},
   }
+  of_leaving = num_sessions(effort, world.num_actions)
+  steps = Steps(len(LEAVING_MODELS) * of_leaving, on_step)
   few = small_population(world, effort.users)
   table = returns_lib.expected_rewards(few)
   for name in LEAVING_MODELS:
-    figures = audit_leaving(few.with_leaving(name), table, effort)
+    figures = audit_leaving(few.with_leaving(name), table, effort, steps.count)
     lengths = session_lengths(world.with_leaving(name), effort.sessions // 2)
     figures["session_length_histogram"] = np.bincount(lengths).tolist()
     result["leaving"][name] = figures

@@ -9,8 +9,9 @@ import numpy as np
 
 from mtf_jax.data import behaviours, kuairand
 from mtf_jax.fitting import kuairand_world
-from mtf_jax.fitting.response_fit import fit_response
+from mtf_jax.fitting.response_fit import NUM_STEPS, fit_response
 from mtf_jax.io import InputError
+from mtf_jax.steps import OnStep, Steps, nobody
 from mtf_jax.studies.audit import marginals
 from mtf_jax.worlds import response as response_lib
 from mtf_jax.worlds.world import World
@@ -122,6 +123,7 @@ def days_left_out(
   num_fits: int,
   seed: int,
   max_unknown_share: float = 0.0,
+  on_step: OnStep = nobody,
 ) -> dict[str, Any]:
   """Each day's rates, and as fits to the other days' rows expect them.
 
@@ -136,6 +138,7 @@ def days_left_out(
     num_fits: fits averaged, since effects are posterior draws.
     seed: of the fits.
     max_unknown_share: as in `own_log_comparison`.
+    on_step: told how far the fits are.
 
   Returns:
     `days`, a list with `date`, `rows` and by behaviour `log`, its
@@ -156,6 +159,8 @@ def days_left_out(
       f" together, found {len(dates)} ({', '.join(map(str, dates))}) in"
       f" {log_dir}."
     )
+  folds = range(0, len(dates), days_per_fold)
+  steps = Steps((1 + len(folds)) * num_fits * NUM_STEPS, on_step)
   observed = _feedback(log).astype(np.float64)
   rng = np.random.default_rng(seed)
 
@@ -163,7 +168,9 @@ def days_left_out(
     total = np.zeros((int(rows.sum()), observed.shape[1]))
     user, item = jnp.asarray(log.user[rows]), jnp.asarray(log.item[rows])
     for _ in range(num_fits):
-      response, _ = fit_response(log.select(training), catalogue, rng)
+      response, _ = fit_response(
+        log.select(training), catalogue, rng, steps.count
+      )
       response = jax.tree.map(jnp.asarray, response)
       total += np.asarray(_expected(response, user, item))
     return total / num_fits
@@ -171,7 +178,7 @@ def days_left_out(
   everything = np.ones(len(log.user), bool)
   in_sample = expect(everything, everything)
   held_out = np.zeros_like(in_sample)
-  for start in range(0, len(dates), days_per_fold):
+  for start in folds:
     rows = np.isin(log.date, dates[start : start + days_per_fold])
     held_out[rows] = expect(~rows, rows)
 

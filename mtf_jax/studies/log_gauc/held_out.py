@@ -35,6 +35,7 @@ from mtf_jax.kernels.fusion import FusionSpec, FusionWeights
 from mtf_jax.policies import Act
 from mtf_jax.ranking import features
 from mtf_jax.ranking import ranker as ranker_lib
+from mtf_jax.steps import OnStep, Steps, nobody
 from mtf_jax.worlds import env
 from mtf_jax.worlds.scores import positive_scores
 from mtf_jax.worlds.world import World
@@ -137,6 +138,7 @@ def read(
   fit_before: int | None = None,
   judge_from: int | None = None,
   max_unknown_share: float = 0.0,
+  on_step: OnStep = nobody,
 ) -> HeldOut:
   """Reads the held-out days and trains the world's ranker again.
 
@@ -157,6 +159,7 @@ def read(
       weights chosen on the first can be judged.
     max_unknown_share: share of the rows that may be of unknown users or videos;
       see `kuairand.iterate_log`.
+    on_step: told how far the ranker is.
 
   Returns:
     The impressions of the held-out days.
@@ -186,7 +189,9 @@ def read(
       "judge_from: expected two days to judge on or more, found"
       f" {', '.join(map(str, dates))}; give an earlier --judge_from."
     )
-  ranker = ranker_lib.train_ranker(earlier, catalogue, seed)
+  ranker = ranker_lib.train_ranker(
+    earlier, catalogue, seed, count=Steps(ranker_lib.EPOCHS, on_step).count
+  )
   values, _ = features.user_observations(ranker.encoder, catalogue)
   num_users = len(catalogue.user_ids)
   rows = np.bincount(fitted.user, minlength=num_users)

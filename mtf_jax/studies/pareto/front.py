@@ -20,6 +20,7 @@ from mtf_jax.evaluation.statistics import interval, paired_comparison, resample
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.io import InputError
 from mtf_jax.learners.registry import LEARNERS
+from mtf_jax.steps import OnStep, Steps, nobody
 from mtf_jax.studies.progressive import baselines
 from mtf_jax.studies.progressive.experiment import (
   evaluate_policy,
@@ -136,13 +137,16 @@ def _rows(
 
 
 def measure(
-  found: SingleBatch, shares: Sequence[float] = SHARES
+  found: SingleBatch,
+  shares: Sequence[float] = SHARES,
+  on_step: OnStep = nobody,
 ) -> dict[str, Any]:
   """The front of a run's single batch.
 
   Args:
     found: of `served.read_single_batch`.
     shares: weights of the first reward group, out of 1; `EQUAL` is added.
+    on_step: told how many policies are judged.
 
   Returns:
     Ready for JSON: `source`, `axes`, `rows`, one a share (`share`; of `watch`,
@@ -155,20 +159,24 @@ def measure(
       other reward groups.
   """
   _check(found)
+  judged_shares = sorted({*shares, EQUAL})
+  steps = Steps(1 + len(judged_shares), on_step)
   experiment = found.experiment
   experiment = experiment._replace(
     table=jax.vmap(returns_lib.expected_rewards)(experiment.evaluation_world)
   )
   action = jnp.asarray(found.baseline_action)
   base = jax.device_get(baselines.evaluate_action(experiment, action))
+  steps.count(1)
   results = {}
-  for share in sorted({*shares, EQUAL}):
+  for share in judged_shares:
     params = policy_params(
       experiment.study_learner, weighted(found.state, share)
     )
     results[share] = jax.device_get(
       evaluate_policy(experiment, experiment.study_learner.act, params)
     )
+    steps.count(1)
   rows = _rows(results, base)
   _, unit = np.unique(base.user[0], return_inverse=True)
   watch, valid = (

@@ -11,6 +11,7 @@ from mtf_jax.fitting import synthetic
 from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.serving.export import Served
+from mtf_jax.steps import OnStep, nobody
 from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import study_learner as study_learner_lib
 from mtf_jax.studies.progressive.config import ProgressiveConfig
@@ -80,6 +81,7 @@ def _open(
   seed: int | None,
   leaving: str | None,
   learner: str | None,
+  on_step: OnStep,
 ) -> _Opened:
   """What is needed to read states: the run's first where nothing is asked for."""
   run = RunDir(run_dir)
@@ -91,7 +93,8 @@ def _open(
   seeds = next(group for group in plan.groups if seed in group)
   if plan.world == "synthetic":
     worlds = [
-      synthetic.synthetic_world(config.world_size, each) for each in seeds
+      synthetic.synthetic_world(config.world_size, each, on_step)
+      for each in seeds
     ]
   else:
     worlds = [world_io.load_world(plan.world)] * len(seeds)
@@ -156,12 +159,14 @@ def read_single_batch(
   seed: int | None = None,
   leaving: str | None = None,
   learner: str | None = None,
+  on_step: OnStep = nobody,
 ) -> SingleBatch:
   """Reads what a finished run learnt from all its sessions in one batch.
 
   Args:
     run_dir: `--out_dir` of `experiments.progressive`; nothing in it is changed.
     seed, leaving, learner: which of the run's; its first if omitted.
+    on_step: told how far the run's synthetic worlds are.
 
   Returns:
     The state, and the run as far as it need not be prepared again.
@@ -170,7 +175,7 @@ def read_single_batch(
     InputError: there is no such run, seed, leaving model or learner, it is not
       finished, a checkpoint is damaged, or the run's world is another one now.
   """
-  opened = _open(run_dir, seed, leaving, learner)
+  opened = _open(run_dir, seed, leaving, learner, on_step)
   result = opened.group.read_result(opened.of)
   state = _restore(opened, opened.folder.single_batch, 1)
   if result is None or state is None:
@@ -202,6 +207,7 @@ def read_run_policy(
   leaving: str | None = None,
   learner: str | None = None,
   half_width: float = HALF_WIDTH,
+  on_step: OnStep = nobody,
 ) -> RunPolicy:
   """Reads the policy that a round of a run put into service.
 
@@ -212,6 +218,7 @@ def read_run_policy(
     round_number: from 1; the last one if omitted.
     seed, leaving, learner: which of the run's; its first if omitted.
     half_width: of the box to explore in; 0 does not explore.
+    on_step: told how far the run's synthetic worlds are.
 
   Returns:
     The policy.
@@ -220,7 +227,7 @@ def read_run_policy(
     InputError: there is no such run, seed, leaving model, learner or round, the
       checkpoint is damaged, or the run's world is another one now.
   """
-  opened = _open(run_dir, seed, leaving, learner)
+  opened = _open(run_dir, seed, leaving, learner, on_step)
   rounds = range(opened.config.rounds, 0, -1)
   round_number = _chosen("round", round_number, rounds)
   state = _restore(opened, opened.folder.rounds, round_number)

@@ -97,7 +97,9 @@ def test_sensitivity_is_nothing_at_the_best_action(few):
     oracle.start_policy(few, env.observe, jnp.zeros(few.num_actions), 1.0)
   )
   effort = effort_lib.PRESETS["smoke"]._replace(sessions=128, max_requests=4)
-  found = audit.sensitivity(few, table, best, effort)
+  counts = []
+  found = audit.sensitivity(few, table, best, effort, counts.append)
+  assert sum(counts) == 64 * 3 * few.num_actions
   assert found["grid"] == [-1.0, 0.0, 1.0]
   low, gain, high = (np.array(found[name]) for name in ("low", "gain", "high"))
   assert gain.shape == (few.num_actions, 3)
@@ -107,6 +109,26 @@ def test_sensitivity_is_nothing_at_the_best_action(few):
   powers = few.num_actions // 2
   assert np.all((low < gain)[:powers, [0, 2]])
   np.testing.assert_allclose(gain - low, high - gain, atol=1e-9)
+
+
+def test_an_audit_tells_of_all_the_sessions_it_announces(few, monkeypatch):
+  """Nothing is played: what is counted is what the parts are asked to play."""
+  zeros = np.zeros(4) + np.arange(4)
+  monkeypatch.setattr(audit, "_totals", lambda *_, **__: (zeros + 1, 3.0))
+  monkeypatch.setattr(audit, "explained_share", lambda *_: {})
+  monkeypatch.setattr(
+    audit, "linear_probe", lambda world, center, policy, effort: (policy, {})
+  )
+  monkeypatch.setattr(
+    oracle, "optimise", lambda key, world, table, start, *_: start
+  )
+  effort = effort_lib.PRESETS["full"]
+  counts = []
+  audit.audit_leaving(few, None, effort, counts.append)
+  assert sum(counts) == audit.num_sessions(effort, few.num_actions)
+  # The searches, by what the optimiser plays in them.
+  assert counts[0] == 120 * 2 * 4096
+  assert counts[1:4] == [80 * 2 * 4096] * 3
 
 
 def test_boxed_policy_stays_in_its_box(few):

@@ -62,7 +62,7 @@ def run(small_world, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_world(small_world, monkeypatch):
   monkeypatch.setattr(
-    synthetic, "synthetic_world", lambda size, seed: small_world
+    synthetic, "synthetic_world", lambda size, seed, on_step: small_world
   )
 
 
@@ -73,7 +73,12 @@ def found(run):
 
 def test_the_middle_is_the_policy_of_the_run(run, found):
   _, of_seed = run
-  result = front.measure(found, (0.0, 1.0))
+  told = []
+  result = front.measure(
+    found, (0.0, 1.0), on_step=lambda *counts: told.append(counts)
+  )
+  # The baseline and three weights.
+  assert told == [(done, 4) for done in range(5)]
   single = of_seed["learners"][_LEARNER]["single_batch"]
   middle = result["rows"][1]
   for name, figure in (

@@ -69,7 +69,7 @@ def run(small_world, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_world(small_world, monkeypatch):
   monkeypatch.setattr(
-    synthetic, "synthetic_world", lambda size, seed: small_world
+    synthetic, "synthetic_world", lambda size, seed, on_step: small_world
   )
 
 
@@ -129,7 +129,7 @@ def test_another_world_is_refused(run, small_world, monkeypatch):
   monkeypatch.setattr(
     synthetic,
     "synthetic_world",
-    lambda size, seed: small_world.replace(name="x"),
+    lambda size, seed, on_step: small_world.replace(name="x"),
   )
   with pytest.raises(InputError, match=r"checkpoints: expected .*worlds"):
     read_run_policy(run[0])
