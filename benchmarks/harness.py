@@ -149,12 +149,19 @@ def time_ratio(
   for program in (base, compiled):
     seconds(program, 1)
   calls = max(1, round(0.01 / seconds(base, 1)))
-  rounds = [
-    [seconds(program, calls) for program in (base, compiled, base)]
-    for _ in range(2 * repeats)
-  ]
-  ratios = [first / other for first, other, _ in rounds]
-  equals = [first / again for first, _, again in rounds]
+  ratios, equals = [], []
+  for number in range(2 * repeats):
+    first = seconds(base, calls)
+    # Each comes next as often as the other: what was called before has left the
+    # caches full of its own.
+    if number % 2:
+      again = seconds(base, calls)
+      other = seconds(compiled, calls)
+    else:
+      other = seconds(compiled, calls)
+      again = seconds(base, calls)
+    ratios.append(first / other)
+    equals.append(first / again)
   lower, median, upper = statistics.quantiles(ratios, n=4)
   equals_lower, _, equals_upper = statistics.quantiles(equals, n=4)
   return Ratio(median, lower, upper, equals_lower, equals_upper)

@@ -22,7 +22,7 @@ def over_data(
   vectorised otherwise.
 
   Where the devices do not divide the rows evenly, the last row is done again to
-  fill up, and what comes of that is dropped.
+  fill up, and what comes of that is dropped: the results are then gathered.
 
   Args:
     function: of one row of each; what it closes over is on every device.
@@ -30,7 +30,7 @@ def over_data(
     mesh: has the axis `data`; one device if None.
 
   Returns:
-    What it returns, with this leading axis, divided likewise.
+    What it returns, with this leading axis, divided likewise if it can be.
   """
   if mesh is None:
     return jax.vmap(function)(*rows)

@@ -43,12 +43,20 @@ def test_plain_lines_say_what_the_kernel_says(name):
   )
 
 
-def test_a_program_is_as_fast_as_itself():
-  """No time is asked for: a ratio is one of the seconds that were found."""
-  program, _ = harness.compile_ahead(jnp.sin, jnp.zeros(4))
-  ratio = harness.time_ratio(program, program, jnp.zeros(4), repeats=3)
-  assert 0 < ratio.lower <= ratio.median <= ratio.upper
-  assert 0 < ratio.equals_lower <= ratio.equals_upper
+def test_a_program_that_takes_half_the_time_is_twice_as_fast(monkeypatch):
+  now = 0.0
+
+  def program(seconds):
+    def call(x):
+      nonlocal now
+      now += seconds
+      return x
+
+    return call
+
+  monkeypatch.setattr(harness.time, "perf_counter", lambda: now)
+  ratio = harness.time_ratio(program(0.5), program(0.25), jnp.zeros(1))
+  assert ratio == pytest.approx(harness.Ratio(2, 2, 2, 1, 1))
 
 
 def test_a_result_row():

@@ -39,8 +39,12 @@ def _mean_std_jvp(primals, tangents):
   (q,), (q_dot,) = primals, tangents
   mean, std = _mean_std(q)
   # Asked this way round because NaN is not more than 0 either.
-  agree = std == 0
-  scaled = (q - mean[:, None]) / jnp.where(agree, 1, std)[:, None]
+  agree = (std == 0)[:, None]
+  spread = jnp.where(agree, 1, std[:, None])
+  scaled = jnp.where(agree, 0, (q - mean[:, None]) / spread)
+  # The mean of equal values may be one rounding beside them; all are then as far
+  # from it as the spread, on one side.
+  scaled -= _mean(scaled)[:, None]
   return (mean, std), (
     jnp.mean(q_dot, axis=1),
     jnp.mean(scaled * q_dot, axis=1),

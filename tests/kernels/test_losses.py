@@ -22,6 +22,29 @@ def test_std_gradient_is_zero_where_critics_agree():
   np.testing.assert_allclose(gradient, [[-0.5, 0.5], [0, 0]])
 
 
+@pytest.mark.parametrize(("value", "critics"), [(0.1, 24), (123.4, 10)])
+def test_a_mean_that_rounds_beside_equal_critics_moves_none(value, critics):
+  equal = jnp.full((1, critics), value)
+
+  def std(q):
+    return jnp.sum(mtf_jax.ensemble_mean_std(q)[1])
+
+  assert std(equal) < 1e-5 * value
+  # Each is at most one critic's share of a slope of 1, and they cancel.
+  np.testing.assert_allclose(jnp.sum(jax.grad(std)(equal)), 0, atol=1e-6)
+
+
+def test_std_gradient_of_critics_that_nearly_agree():
+  rng = np.random.default_rng(0)
+  q = (50 + 1e-3 * rng.standard_normal((2, 24))).astype(np.float32)
+  found = jax.grad(lambda q: jnp.sum(mtf_jax.ensemble_mean_std(q)[1]))(q)
+  deviation = q.astype(np.float64) - q.mean(1, np.float64)[:, None]
+  wanted = deviation / q.astype(np.float64).std(1)[:, None] / 24
+  # A value of 50 has 4e-6 to a float, a 250th of the spread.
+  np.testing.assert_allclose(found, wanted, atol=1 / 250 / 24)
+  np.testing.assert_allclose(jnp.sum(found, axis=1), 0, atol=1e-6)
+
+
 def test_bfloat16_std_is_not_lost_in_the_mean():
   # The mean, 100.25, is no bfloat16; rounded, it would give 0.35 or 0.
   q = jnp.array([[100.0, 100.5]], jnp.bfloat16)

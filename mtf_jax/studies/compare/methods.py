@@ -5,8 +5,9 @@ request, and a policy over all of [-1, 1]^A that is told nothing of the box. `to
 has whatever is known here besides: the policy is `a = centre + half_width u`, the
 critics are box-aware, and the targets are returns of the whole session. Only the fusion
 method of the paper knows the box in either; its `told_box` is the package's own
-setting, as is the slope regression. Versions in between have one of the three, or all
-but one, with the numbers of `told_box`: what of it does the work. Numbers that say how fast a method learns are not
+setting, as is the slope regression. Versions in between have none of the three, one or
+all but one, with the numbers of `told_box`: what of it does the work. They are there for
+methods that can be told or not. Numbers that say how fast a method learns are not
 those of its paper, which trains for a hundred times as many updates: they are tuned,
 with as many trials for each method. `constrained_rl` is not compared: without a bound
 it is IntegratedRL-MTF, and a bound is no way to more reward.
@@ -17,11 +18,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mtf_jax.learners import bcq, iql, td3_bc
+from mtf_jax.learners.registry import LEARNERS
 
 VERSIONS = ("as_published", "told_box")
 # What `told_box` has and `as_published` has not.
 PARTS = ("box_units", "box_critic", "session_return")
 ABLATIONS = (
+  "only_numbers",
   *(f"only_{part}" for part in PARTS),
   *(f"without_{part}" for part in PARTS),
 )
@@ -32,7 +35,8 @@ def parts_of(version: str) -> frozenset[str]:
   if version in VERSIONS:
     return frozenset(PARTS if version == "told_box" else ())
   word, part = version.split("_", 1)
-  return frozenset((part,) if word == "only" else set(PARTS) - {part})
+  parts = frozenset(PARTS)
+  return parts & {part} if word == "only" else parts - {part}
 
 
 class Method(NamedTuple):
@@ -56,10 +60,11 @@ class Method(NamedTuple):
   critic_updates: int = 1
 
   def has(self, version: str) -> bool:
-    """Whether there is such a version: one in between if there are both ends."""
+    """Whether there is such a version."""
     if version in VERSIONS:
       return version in self.versions
-    return set(VERSIONS) <= set(self.versions)
+    fields = LEARNERS[self.learner].hyperparams._fields
+    return set(VERSIONS) <= set(self.versions) and "told_box" in fields
 
   def trials(self) -> list[dict[str, float]]:
     """The settings that are tried."""

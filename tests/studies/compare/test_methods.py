@@ -8,7 +8,12 @@ from mtf_jax.studies.compare.config import (
   cells,
   tuned_numbers,
 )
-from mtf_jax.studies.compare.methods import METHODS, PARTS, VERSIONS
+from mtf_jax.studies.compare.methods import (
+  ABLATIONS,
+  METHODS,
+  PARTS,
+  VERSIONS,
+)
 from mtf_jax.studies.compare.plan import Plan
 
 _CONFIG = PRESETS["cpu"]
@@ -81,8 +86,21 @@ def test_versions_in_between_have_one_part_or_all_but_one(part):
   only, without = parts(f"only_{part}"), parts(f"without_{part}")
   assert only == {name: name == part for name in PARTS}
   assert without == {name: name != part for name in PARTS}
-  found = cells(("bc", "slope_regression", "td3"), (f"only_{part}",), ("box",))
-  assert found == [("td3", f"only_{part}", "box")]
+  assert not any(parts("only_numbers").values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_versions_of_a_method_are_different_ones(name):
+  tuned = {f"{name}:told_box": METHODS[name].trials()[-1]}
+  found = [
+    _CONFIG.train_of(name, version, tuned).to_json()
+    for version in (*VERSIONS, *ABLATIONS)
+    if METHODS[name].has(version)
+  ]
+  assert all(found.count(one) == 1 for one in found)
+  between = [v for v in ABLATIONS if METHODS[name].has(v)]
+  told_nothing = name in ("integrated_rl", "slope_regression", "bc")
+  assert between == ([] if told_nothing else list(ABLATIONS))
 
 
 def test_tuned_numbers_hold_for_their_version_alone():
