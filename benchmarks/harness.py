@@ -106,6 +106,60 @@ def time_calls(
   )
 
 
+class Ratio(NamedTuple):
+  """How much faster a program is than another, from calls that take turns.
+
+  median, lower, upper: median and quartiles of the ratio of a pair of calls.
+  equals_lower, equals_upper: quartiles of the same ratio of one program to
+    itself: what the run's noise makes of equals.
+  """
+
+  median: float
+  lower: float
+  upper: float
+  equals_lower: float
+  equals_upper: float
+
+
+def time_ratio(
+  base: Callable[..., Any],
+  compiled: Callable[..., Any],
+  *args: Any,
+  repeats: int = 9,
+) -> Ratio:
+  """Times two programs of the same arguments in turns.
+
+  Args:
+    base: compiled; the one that the other is compared with.
+    compiled: above 1 it takes less time.
+    *args: arguments of both.
+    repeats: calls of each are timed in twice as many rounds.
+
+  Returns:
+    Ratios of `base`'s seconds to those of `compiled`, and of `base` to itself.
+  """
+
+  def seconds(program, calls):
+    start = time.perf_counter()
+    for _ in range(calls):
+      output = program(*args)
+    jax.block_until_ready(output)
+    return (time.perf_counter() - start) / calls
+
+  for program in (base, compiled):
+    seconds(program, 1)
+  calls = max(1, round(0.01 / seconds(base, 1)))
+  rounds = [
+    [seconds(program, calls) for program in (base, compiled, base)]
+    for _ in range(2 * repeats)
+  ]
+  ratios = [first / other for first, other, _ in rounds]
+  equals = [first / again for first, _, again in rounds]
+  lower, median, upper = statistics.quantiles(ratios, n=4)
+  equals_lower, _, equals_upper = statistics.quantiles(equals, n=4)
+  return Ratio(median, lower, upper, equals_lower, equals_upper)
+
+
 def _copy_bytes_per_s(num_bytes: int, repeats: int) -> float:
   """In place, so that the cost of fresh memory pages is not counted."""
   array = jnp.zeros(num_bytes // 4, jnp.float32)

@@ -2,226 +2,26 @@
 
   python -m benchmarks.kernels --sizes=1024,32768 --json_out=kernels.json
 
-One workload is one kernel in float32 at the sizes of the paper: 50 candidates,
-5 tasks, a slate of 6, 12 behaviours, 10 action components, 2 groups of 24
-critics, 20 requests a session; besides, 16 knots a cell. Bytes are the inputs
-read once and the outputs written once. Operations are counted by hand, an
-elementary function as one; the random bits of a sampler are counted as
-`_OPS_PER_UNIFORM`. The ceilings are a large copy and a large matrix product of
+What is timed is in `benchmarks.workloads`. Bytes are the inputs read once and the
+outputs written once. The ceilings are a large copy and a large matrix product of
 the same run. At small sizes the data stay in the cache, and a share of the copy
-ceiling can exceed 1.
+ceiling can exceed 1. Where `benchmarks.plain` has the lines that one would write by
+hand, both take turns; above 1 the kernel is the faster one.
 """
 
-import functools
-import math
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-import mtf_jax
 from benchmarks import harness
+from benchmarks.plain import PLAIN
+from benchmarks.workloads import WORKLOADS
 from experiments import launch
 from mtf_jax.io import InputError
-
-_C, _K, _L, _E, _A, _G, _M, _T, _J = 50, 5, 6, 12, 10, 2, 24, 20, 16
-
-# Threefry-2x32 makes two 32-bit words in 20 rounds of add, rotate (3) and xor
-# and six key additions: about 56 operations a word; 4 more make it a float.
-_OPS_PER_UNIFORM = 60
-# The inverse error function is a polynomial of degree 8 after a logarithm.
-_OPS_PER_NORMAL = _OPS_PER_UNIFORM + 22
-
-
-class Workload(NamedTuple):
-  """One kernel at one shape.
-
-  kernel: function of one session's arguments.
-  sample: `(rng_key) -> arguments` of one session; vmapped to make the batch.
-  flops: operations a session, counted by hand.
-  """
-
-  kernel: Callable[..., Any]
-  sample: Callable[[jax.Array], tuple[Any, ...]]
-  flops: int
-
-
-def _uniform(key: jax.Array, *shape: int) -> jax.Array:
-  return jax.random.uniform(key, shape)
-
-
-def _box(key: jax.Array) -> mtf_jax.ActionBox:
-  return mtf_jax.action_box(2 * _uniform(key, _A) - 1)
-
-
-def _two(key: jax.Array, first: Callable, second: Callable) -> tuple[Any, Any]:
-  key_a, key_b = jax.random.split(key)
-  return first(key_a), second(key_b)
-
-
-def _weights(key: jax.Array) -> mtf_jax.FusionWeights:
-  return mtf_jax.weights_from_action(
-    2 * _uniform(key, 2 * _K) - 1, mtf_jax.FusionSpec()
-  )
-
-
-def _request(key: jax.Array) -> tuple[jax.Array, mtf_jax.FusionWeights]:
-  return _two(key, lambda key: _uniform(key, _C, _K), _weights)
-
-
-def _knots(key: jax.Array) -> jax.Array:
-  return jnp.cumsum(0.01 + _uniform(key, _K, _J), axis=1)
-
-
-def _cells(key: jax.Array) -> mtf_jax.MonotoneCells:
-  weights, knots = _two(key, _weights, _knots)
-  return mtf_jax.cells_from_weights(weights, knots)
-
-
-def _monotone_request(
-  key: jax.Array,
-) -> tuple[jax.Array, mtf_jax.MonotoneCells, jax.Array]:
-  keys = jax.random.split(key, 3)
-  scores = 10 * _uniform(keys[0], _C, _K)
-  return scores, _cells(keys[1]), 2 * _uniform(keys[2], _K) - 1
-
-
-def _log_scores(key: jax.Array) -> tuple[jax.Array]:
-  return (_uniform(key, _C),)
-
-
-def _action(key: jax.Array) -> jax.Array:
-  return 2 * _uniform(key, _A) - 1
-
-
-def _action_and_box(key: jax.Array) -> tuple[jax.Array, mtf_jax.ActionBox]:
-  return _two(key, _action, _box)
-
-
-def _ensemble(key: jax.Array) -> jax.Array:
-  return jax.random.normal(key, (_G, _M))
-
-
-def _fuse_and_rank(
-  scores: jax.Array, weights: mtf_jax.FusionWeights
-) -> jax.Array:
-  return mtf_jax.rank_slate(mtf_jax.fused_log_score(scores, weights), _L)
-
-
-_RANK = functools.partial(mtf_jax.rank_slate, slate_size=_L)
-
-WORKLOADS = {
-  "weights_from_action": Workload(
-    lambda action: mtf_jax.weights_from_action(action, mtf_jax.FusionSpec()),
-    lambda key: (_action(key),),
-    3 * _A,
-  ),
-  "fused_log_score": Workload(mtf_jax.fused_log_score, _request, 5 * _C * _K),
-  "cells_from_weights": Workload(
-    mtf_jax.cells_from_weights,
-    lambda key: _two(key, _weights, _knots),
-    5 * _K * _J,
-  ),
-  "monotone_fused_score": Workload(
-    mtf_jax.monotone_fused_score,
-    _monotone_request,
-    6 * _C * _K * (_J - 1) + 8 * _C * _K,
-  ),
-  "ranking_transfer_loss": Workload(
-    mtf_jax.ranking_transfer_loss,
-    lambda key: _two(key, *2 * (lambda key: _uniform(key, _C),)),
-    7 * _C * _C,
-  ),
-  "rank_slate": Workload(_RANK, _log_scores, 9 * _C * _L),
-  "fused_log_score+rank_slate": Workload(
-    _fuse_and_rank, _request, 5 * _C * _K + 9 * _C * _L
-  ),
-  # What `rank_slate` could have called instead, for the same result; counted
-  # are the comparisons of a heap of L and of a merge sort.
-  "rank_slate by lax.top_k": Workload(
-    lambda log_scores: jax.lax.top_k(log_scores, _L)[1],
-    _log_scores,
-    round(_C * math.log2(_L)),
-  ),
-  "rank_slate by full sort": Workload(
-    lambda log_scores: jnp.argsort(log_scores, descending=True)[:_L],
-    _log_scores,
-    round(_C * math.log2(_C)),
-  ),
-  "list_reward": Workload(
-    mtf_jax.list_reward,
-    lambda key: _two(
-      key,
-      lambda key: _uniform(key, _L, _E),
-      lambda key: _uniform(key, _G, _E),
-    ),
-    _L * _E + 2 * _G * _E,
-  ),
-  "discounted_returns": Workload(
-    mtf_jax.discounted_returns,
-    lambda key: (_uniform(key, _T, _G), jnp.full(_T, 0.9)),
-    4 * _T * _G,
-  ),
-  "action_box": Workload(
-    mtf_jax.action_box, lambda key: (_action(key),), 6 * _A
-  ),
-  "sample_box": Workload(
-    mtf_jax.sample_box,
-    lambda key: _two(key, lambda key: key, _box),
-    (_OPS_PER_UNIFORM + 5) * _A,
-  ),
-  "box_log_prob": Workload(mtf_jax.box_log_prob, _action_and_box, 10 * _A),
-  "sample_corners": Workload(
-    mtf_jax.sample_corners,
-    lambda key: _two(key, lambda key: key, _box),
-    (_OPS_PER_UNIFORM + 2) * _A,
-  ),
-  "corners_log_prob": Workload(
-    mtf_jax.corners_log_prob, _action_and_box, 7 * _A
-  ),
-  "sample_gaussian": Workload(
-    mtf_jax.sample_gaussian,
-    lambda key: _two(key, lambda key: key, _action),
-    (_OPS_PER_NORMAL + 4) * _A,
-  ),
-  "gaussian_log_prob": Workload(
-    mtf_jax.gaussian_log_prob,
-    lambda key: _two(key, _action, _action),
-    9 * _A,
-  ),
-  "exceedance": Workload(mtf_jax.exceedance, _action_and_box, 6 * _A),
-  "relaxation_penalty": Workload(
-    lambda exceedance: mtf_jax.relaxation_penalty(exceedance, 10.0),
-    lambda key: (_uniform(key),),
-    6,
-  ),
-  "bootstrap_weight": Workload(
-    lambda exceedance: mtf_jax.bootstrap_weight(exceedance, 10.0),
-    lambda key: (_uniform(key),),
-    3,
-  ),
-  "ensemble_mean_std": Workload(
-    mtf_jax.ensemble_mean_std, lambda key: (_ensemble(key),), 4 * _G * _M
-  ),
-  "td_targets": Workload(
-    lambda r_t, q_t: mtf_jax.td_targets(r_t, 0.9, 1.0, q_t),
-    lambda key: _two(key, lambda key: _uniform(key, _G), _ensemble),
-    3 * _G * _M,
-  ),
-  "critic_loss": Workload(
-    mtf_jax.critic_loss,
-    lambda key: _two(key, _ensemble, _ensemble),
-    3 * _G * _M,
-  ),
-  "actor_loss": Workload(
-    lambda q, penalty: mtf_jax.actor_loss(q, jnp.ones(_G), penalty, 1.0, 1.0),
-    lambda key: _two(key, _ensemble, lambda key: _uniform(key)),
-    4 * _G * _M,
-  ),
-}
 
 _KERNELS = flags.DEFINE_list(
   "kernels", None, "Workloads to time, by name; all if omitted."
@@ -248,12 +48,16 @@ def time_workload(
   """Times one workload at one number of sessions; returns a result row."""
   workload = WORKLOADS[name]
   keys = jax.random.split(jax.random.key(0), size)
-  args = jax.block_until_ready(jax.jit(jax.vmap(workload.sample))(keys))
-  batched = jax.vmap(workload.kernel)
+  args = jax.block_until_ready(jax.jit(workload.batch)(keys))
+  batched = workload.batched()
   moved = num_bytes(args) + num_bytes(jax.eval_shape(batched, *args))
   compiled, compile_s = harness.compile_ahead(batched, *args)
   timing = harness.time_calls(compiled, *args, repeats=repeats)
   flops = workload.flops * size
+  ratios = None
+  if name in PLAIN:
+    plain, _ = harness.compile_ahead(PLAIN[name], *args)
+    ratios = harness.time_ratio(plain, compiled, *args, repeats=repeats)
   return {
     "kernel": name,
     "sessions": size,
@@ -268,6 +72,7 @@ def time_workload(
     "share_of_matmul_ceiling": flops
     / timing.median_s
     / ceilings.matmul_flops_per_s,
+    "speed_of_plain": ratios and ratios._asdict(),
   }
 
 
@@ -275,9 +80,19 @@ def fits(name: str, size: int) -> bool:
   """Whether inputs, outputs and as much scratch again fit the free memory."""
   workload = WORKLOADS[name]
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-  args = jax.eval_shape(jax.vmap(workload.sample), keys)
-  output = jax.eval_shape(jax.vmap(workload.kernel), *args)
+  args = jax.eval_shape(workload.batch, keys)
+  output = jax.eval_shape(workload.batched(), *args)
   return 3 * num_bytes((args, output)) < harness.free_memory_bytes()
+
+
+def ratio_text(ratio: dict[str, float] | None) -> str:
+  """A ratio with its quartiles, and what noise makes of equals."""
+  if ratio is None:
+    return ""
+  return (
+    f"{ratio['median']:.2f} [{ratio['lower']:.2f}, {ratio['upper']:.2f}],"
+    f" equals {ratio['equals_lower']:.2f} to {ratio['equals_upper']:.2f}"
+  )
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -291,6 +106,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
       "min to max ms",
       "share of copy",
       "share of matmul",
+      "speed of plain",
     ),
     [
       (
@@ -301,6 +117,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{1e3 * row['min_s']:.3g} to {1e3 * row['max_s']:.3g}",
         f"{row['share_of_copy_ceiling']:.2f}",
         f"{row['share_of_matmul_ceiling']:.3f}",
+        ratio_text(row["speed_of_plain"]),
       )
       for row in rows
     ],

@@ -11,8 +11,9 @@ import pathlib
 import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import Mesh
 
-from experiments import launch, worlds
+from experiments import devices, launch, worlds
 from mtf_jax import policies
 from mtf_jax.data import session_log
 from mtf_jax.data.behaviours import TASKS
@@ -55,6 +56,16 @@ def _action() -> jax.Array:
   return jnp.array(action)
 
 
+def _mesh() -> Mesh | None:
+  mesh = devices.mesh()
+  if mesh is not None and mesh.shape["data"] < mesh.size:
+    raise InputError(
+      "--mesh: expected devices on data alone, which sessions are divided over,"
+      f" found {dict(mesh.shape)}."
+    )
+  return mesh
+
+
 def _world() -> World:
   world = worlds.make_or_load(_WORLD.value, _SIZE.value, _WORLD_SEED.value)
   if _LEAVING.value is not None:
@@ -64,7 +75,7 @@ def _world() -> World:
 
 def main() -> None:
   """Rolls out, packs, writes."""
-  action = _action()
+  action, mesh = _action(), _mesh()
   world = _world()
   log = log_parts.log_sessions(
     jax.random.key(_SEED.value),
@@ -73,6 +84,7 @@ def main() -> None:
     action,
     _SESSIONS.value,
     _MAX_REQUESTS.value,
+    mesh=mesh,
     on_step=shown_steps("sessions"),
   )
   world_fingerprint = fingerprint(world)

@@ -24,7 +24,7 @@ from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.io import MAX_SEED, InputError
 from mtf_jax.studies.compare import config as config_lib
 from mtf_jax.studies.compare import study, tuning
-from mtf_jax.studies.compare.methods import METHODS, VERSIONS
+from mtf_jax.studies.compare.methods import ABLATIONS, METHODS, VERSIONS
 from mtf_jax.studies.compare.plan import CompareDir, Plan
 from mtf_jax.studies.log_gauc import held_out
 from mtf_jax.studies.log_gauc.held_out import HeldOut
@@ -47,7 +47,10 @@ _LEARNERS = flags.DEFINE_list(
   "learners", ["all"], f"`all`, or methods: {', '.join(METHODS)}."
 )
 _VERSIONS = flags.DEFINE_list(
-  "versions", list(VERSIONS), f"Versions of a method: {', '.join(VERSIONS)}."
+  "versions",
+  list(VERSIONS),
+  f"Versions of a method: {', '.join(VERSIONS)}, or in between:"
+  f" {', '.join(ABLATIONS)}.",
 )
 _DATA = flags.DEFINE_list(
   "data", list(config_lib.DATA), f"Logs: {', '.join(config_lib.DATA)}."

@@ -6,7 +6,8 @@
   python -m experiments.progressive --seeds=10,11,12,13 --parallel_seeds=2
   python -m experiments.progressive --learners=slope_regression,integrated_rl
 
-Killed in any round, the same command with `--resume` goes on from there.
+Killed in any round, the same command with `--resume` goes on from there, on
+whatever devices there are.
 Matplotlib (the `plots` extra) adds `report.html`.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import launch, worlds
+from experiments import devices, launch, worlds
 from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.io import MAX_SEED
 from mtf_jax.policies import EXPLORATIONS
@@ -107,7 +108,8 @@ def _resume() -> Sequence[str]:
 
 def main() -> None:
   """Plays all rounds, writes the report, prints the table."""
-  plan, run_dir = _plan(), RunDir(_OUT_DIR.value)
+  plan, run_dir, mesh = _plan(), RunDir(_OUT_DIR.value), devices.mesh()
+  study.check_fits(plan, mesh)
   if _TENSORBOARD.value:
     tensorboard.require()
   world = None
@@ -120,7 +122,7 @@ def main() -> None:
     print(message, file=sys.stderr, flush=True)
 
   table = study.run_study(
-    plan, run_dir, world, say, tensorboard=_TENSORBOARD.value
+    plan, run_dir, world, say, mesh=mesh, tensorboard=_TENSORBOARD.value
   )
   print(table_text(table))
   print("\n".join(map(str, run_dir.outputs())))

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import devices, launch
+from experiments import devices, joining, launch
 from mtf_jax.data import session_log, sharded, stream, transitions
 from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.data.session_log import SessionLog
@@ -229,7 +229,7 @@ def main() -> None:
   """Trains, or goes on training."""
   config = _config()
   devices.keep_compiled_programs(_COMPILATION_CACHE_DIR.value)
-  with devices.joined():
+  with joining.joined():
     on = _train_on_file if _LOG.value is None else _train_on_folder
     state = processes.whole(on(config))
     if processes.is_first():

@@ -3,11 +3,13 @@
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mtf_jax
-from benchmarks import harness, kernels, scaling, serving
+from benchmarks import harness, kernels, plain, scaling, serving
+from benchmarks.workloads import WORKLOADS
 
 
 def test_every_kernel_has_a_workload():
@@ -16,17 +18,37 @@ def test_every_kernel_has_a_workload():
     for name in mtf_jax.__all__
     if not inspect.isclass(getattr(mtf_jax, name))
   }
-  assert exported <= set(kernels.WORKLOADS)
+  assert exported <= set(WORKLOADS)
 
 
-@pytest.mark.parametrize("name", list(kernels.WORKLOADS))
+@pytest.mark.parametrize("name", list(WORKLOADS))
 def test_workloads_trace(name):
-  workload = kernels.WORKLOADS[name]
+  workload = WORKLOADS[name]
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-  args = jax.eval_shape(jax.vmap(workload.sample), keys)
-  output = jax.eval_shape(jax.vmap(workload.kernel), *args)
-  assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(output))
+  args = jax.eval_shape(workload.batch, keys)
+  output = jax.eval_shape(workload.batched(), *args)
+  axis = -1 if workload.sessions_last else 0
+  assert all(leaf.shape[axis] == 2 for leaf in jax.tree.leaves(output))
   assert workload.flops > 0
+
+
+@pytest.mark.parametrize("name", list(plain.PLAIN))
+def test_plain_lines_say_what_the_kernel_says(name):
+  workload = WORKLOADS[name]
+  args = jax.jit(workload.batch)(jax.random.split(jax.random.key(0), 8))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+    jax.jit(workload.batched())(*args),
+    jax.jit(plain.PLAIN[name])(*args),
+  )
+
+
+def test_a_program_is_as_fast_as_itself():
+  """No time is asked for: a ratio is one of the seconds that were found."""
+  program, _ = harness.compile_ahead(jnp.sin, jnp.zeros(4))
+  ratio = harness.time_ratio(program, program, jnp.zeros(4), repeats=3)
+  assert 0 < ratio.lower <= ratio.median <= ratio.upper
+  assert 0 < ratio.equals_lower <= ratio.equals_upper
 
 
 def test_a_result_row():

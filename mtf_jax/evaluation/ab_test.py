@@ -11,12 +11,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mtf_jax import policies
 from mtf_jax.arrays import as_columns
 from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.evaluation.statistics import paired_comparison
 from mtf_jax.io import InputError
+from mtf_jax.over_mesh import over_data
 from mtf_jax.worlds import env
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.returns import ExpectedRewards
@@ -76,7 +78,14 @@ def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "num_sessions", "max_requests", "observe_fn")
+  jax.jit,
+  static_argnames=(
+    "act",
+    "num_sessions",
+    "max_requests",
+    "observe_fn",
+    "mesh",
+  ),
 )
 def evaluate(
   rng_key: chex.PRNGKey,
@@ -88,6 +97,7 @@ def evaluate(
   max_requests: int,
   observe_fn: ObserveFn = env.observe,
   held: chex.Numeric = False,
+  mesh: Mesh | None = None,
 ) -> EvalResult:
   """Runs a policy; one key gives every policy the same users and noise.
 
@@ -102,6 +112,8 @@ def evaluate(
     observe_fn: what the policy sees, static.
     held: whether exploration is held over a session; not static, so that both
       kinds are judged by one program.
+    mesh: the sessions are divided over its axis `data`, static; one device if
+      omitted.
 
   Returns:
     Expected outcomes by session.
@@ -121,7 +133,8 @@ def evaluate(
     )
     return env.reset(world_key, world).user, returns
 
-  user, returns = jax.vmap(one)(*session_keys(rng_key, num_sessions))
+  keys = session_keys(rng_key, num_sessions)
+  user, returns = over_data(one, *keys, mesh=mesh)
   groups = returns.expected.shape[1] - len(OUTCOMES)
   return EvalResult(
     user=user,

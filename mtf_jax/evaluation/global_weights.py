@@ -17,6 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mtf_jax.evaluation.statistics import Gain, relative_gain
 from mtf_jax.learners import cem, es
@@ -73,7 +74,7 @@ def _project(action):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("search", "max_requests", "privileged")
+  jax.jit, static_argnames=("search", "max_requests", "privileged", "mesh")
 )
 def evolution(
   rng_key: chex.PRNGKey,
@@ -83,6 +84,7 @@ def evolution(
   search: es.Search,
   max_requests: int,
   privileged: bool = False,
+  mesh: Mesh | None = None,
 ) -> jax.Array:
   """Evolution strategy on one global action.
 
@@ -96,6 +98,8 @@ def evolution(
     max_requests: `T` of a session, static.
     privileged: expected rewards and the same sessions for both of a pair, static;
       else sampled rewards and sessions that are all different.
+    mesh: the sessions are divided over its axis `data`, static; one device if
+      omitted.
 
   Returns:
     `[A]`, within `LIMIT`.
@@ -108,6 +112,7 @@ def evolution(
     jnp.full_like(action, search.noise),
     _project,
     common=privileged,
+    mesh=mesh,
   )
 
 

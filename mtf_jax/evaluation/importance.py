@@ -41,13 +41,8 @@ def _self_normalised(
   outcome: np.ndarray,
   outside: np.ndarray,
   session: np.ndarray,
-  found: str,
 ) -> Estimate:
   total = weight.mean()
-  if not total > 0:
-    raise InputError(
-      f"action: expected logged actions near the policy's, found {found}."
-    )
   value = float(np.mean(weight * outcome) / total)
   influence = weight * (outcome - value) / total
   return estimate_from(influence, value, weight, outside, session)
@@ -112,14 +107,14 @@ def ncis(
   policy, behaviour = means
   squares = np.square(logged - behaviour) - np.square(logged - policy)
   log_ratio = squares.sum(axis=1)[request] / (2 * stddev**2)
-  # The cap before the exponential: a large ratio would be infinite.
-  weight = np.exp(np.minimum(log_ratio, np.log(cap)))
+  log_weight = np.minimum(log_ratio, np.log(cap))
+  # Normalised they are the same relative to the largest, and of a policy far from
+  # the log they would all be rounded to 0.
+  weight = np.exp(log_weight - log_weight.max())
   rounding = 1e-6
   outside = np.any((policy < lower - rounding) | (policy > upper + rounding), 1)
   session = np.cumsum(as_array(log.step, "step")[request] == 0) - 1
-  return _self_normalised(
-    weight, reward[request], outside[request], session, "weights of 0"
-  )
+  return _self_normalised(weight, reward[request], outside[request], session)
 
 
 def box_kernel(
@@ -160,10 +155,9 @@ def box_kernel(
     inside & (length > 0), 2 / np.where(length > 0, length, 1), 0.0
   )
   weight = np.prod(np.where(units.explores, density, 1.0), axis=1)
-  return _self_normalised(
-    weight,
-    units.outcome,
-    outside,
-    units.session,
-    f"none within {bandwidth} half-widths in all components",
-  )
+  if not weight.any():
+    raise InputError(
+      "action: expected logged actions near the policy's, found none within"
+      f" {bandwidth} half-widths in all components."
+    )
+  return _self_normalised(weight, units.outcome, outside, units.session)

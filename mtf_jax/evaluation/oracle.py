@@ -13,6 +13,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.learners import es
@@ -140,7 +141,7 @@ def blinded(policy: LinearPolicy) -> LinearPolicy:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("search", "max_requests", "observe_fn")
+  jax.jit, static_argnames=("search", "max_requests", "observe_fn", "mesh")
 )
 def optimise(
   rng_key: chex.PRNGKey,
@@ -150,6 +151,7 @@ def optimise(
   search: Search,
   max_requests: int,
   observe_fn: ObserveFn,
+  mesh: Mesh | None = None,
 ) -> LinearPolicy:
   """Ascends the true session return with an evolution strategy.
 
@@ -165,6 +167,8 @@ def optimise(
     search: effort, static.
     max_requests: requests of a session, static.
     observe_fn: what the policy sees, static.
+    mesh: the sessions are divided over its axis `data`, static; one device if
+      omitted.
 
   Returns:
     The policy with the mean of the last half of the weights.
@@ -199,5 +203,6 @@ def optimise(
     search,
     (search.noise * seen / jnp.sqrt(jnp.sum(seen)))[None, :],
     inside,
+    mesh=mesh,
   )
   return policy._replace(weights=weights)

@@ -16,6 +16,37 @@ from jax import lax
 from mtf_jax.kernels import _checks
 
 
+def _mean(q: jax.Array) -> jax.Array:
+  """Mean of the last axis of `[G, M]`.
+
+  As a product: XLA sums a short last axis one number at a time on a CPU. Where
+  products are rounded by default, this one is not.
+  """
+  ones = jnp.ones((q.shape[1],), q.dtype)
+  return jnp.dot(q, ones, precision=jax.lax.Precision.HIGHEST) / q.shape[1]
+
+
+# The derivative is given, since the one of a product with ones is slow, and the
+# one of a square root is infinite where the critics agree.
+@jax.custom_jvp
+def _mean_std(q: jax.Array) -> tuple[jax.Array, jax.Array]:
+  mean = _mean(q)
+  return mean, jnp.sqrt(_mean(jnp.square(q - mean[:, None])))
+
+
+@_mean_std.defjvp
+def _mean_std_jvp(primals, tangents):
+  (q,), (q_dot,) = primals, tangents
+  mean, std = _mean_std(q)
+  # Asked this way round because NaN is not more than 0 either.
+  agree = std == 0
+  scaled = (q - mean[:, None]) / jnp.where(agree, 1, std)[:, None]
+  return (mean, std), (
+    jnp.mean(q_dot, axis=1),
+    jnp.mean(scaled * q_dot, axis=1),
+  )
+
+
 def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and spread of each group's critics, in the actor loss of [1].
 
@@ -34,13 +65,7 @@ def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
     ValueError: wrong rank, an empty axis, or a dtype that is not a float.
   """
   (q,), dtype = _checks.floats({"q": (q, "G M")})
-  mean = jnp.mean(q, axis=1)
-  variance = jnp.mean(jnp.square(q - mean[:, None]), axis=1)
-  # The square root of 0 has an infinite slope, and `where` alone would pass it
-  # on as 0 * inf: the argument itself must be kept off 0. Asked this way round
-  # because NaN is not more than 0 either.
-  agree = variance == 0
-  std = jnp.where(agree, 0, jnp.sqrt(jnp.where(agree, 1, variance)))
+  mean, std = _mean_std(q)
   return mean.astype(dtype), std.astype(dtype)
 
 

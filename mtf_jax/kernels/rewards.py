@@ -47,6 +47,13 @@ def list_reward(feedback: chex.Array, group_weights: chex.Array) -> jax.Array:
   return reward.astype(dtype)
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+  try:
+    return jnp.broadcast_shapes(shape, to) == to
+  except ValueError:
+    return False
+
+
 def discounted_returns(r_t: chex.Array, discount_t: chex.Array) -> jax.Array:
   """Discounted return from each request to the end of the session, Eq. 3 of [1].
 
@@ -56,23 +63,32 @@ def discounted_returns(r_t: chex.Array, discount_t: chex.Array) -> jax.Array:
   end of the log, add `discount * value` of its final observation to the last
   reward.
 
+  Sessions that lie side by side behind `T` need no `vmap`, which would bring
+  them to the front and back: rewards `[T, G, B]` with discounts `[T, 1, B]`.
+
   Args:
     r_t: `[T, ...]` rewards of consecutive requests, in any unit.
-    discount_t: `[T]` discount factor gamma, or 0 where the session ends, in
-      [0, 1].
+    discount_t: `[T]`, or `[T, ...]` with further axes that broadcast to those
+      of `r_t`: discount factor gamma, or 0 where the session ends, in [0, 1].
 
   Returns:
     `[T, ...]` returns, in the unit of `r_t`.
 
   Raises:
-    ValueError: wrong rank, different `T`, or a dtype that is not a float.
+    ValueError: wrong rank, different `T`, further axes that do not broadcast,
+      or a dtype that is not a float.
   """
   (r_t, discount_t), dtype = _checks.floats(
     {
       "r_t": (r_t, "T ..."),
-      "discount_t": (discount_t, "T"),
+      "discount_t": (discount_t, "T ..."),
     }
   )
+  if not _broadcasts(discount_t.shape[1:], r_t.shape[1:]):
+    raise ValueError(
+      "discount_t: expected shape [T] or one that broadcasts to that of r_t"
+      f" {r_t.shape}, found {discount_t.shape}."
+    )
 
   def accumulate(return_t, step):
     reward, discount = step

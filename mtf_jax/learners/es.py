@@ -15,8 +15,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from mtf_jax.kernels.exploration import HALF_WIDTH
+from mtf_jax.over_mesh import over_data
 
 
 class Search(NamedTuple):
@@ -53,6 +55,7 @@ def ascend(
   stddev: chex.Array,
   project: Callable[[jax.Array], jax.Array],
   common: bool = True,
+  mesh: Mesh | None = None,
 ) -> jax.Array:
   """Ascends a fitness with antithetic perturbations [1].
 
@@ -70,6 +73,8 @@ def ascend(
     project: applied to the weights after each step.
     common: whether the two of a pair have the same keys, static. Traffic cannot
       be seen twice: there each has its own.
+    mesh: the evaluations of a step are divided over its axis `data`, static; one
+      device if omitted.
 
   Returns:
     `[...]`, the mean of the weights over the last half of the steps.
@@ -96,7 +101,8 @@ def ascend(
       up, down = jax.vmap(one_of_pair)(signs, jnp.arange(2))
       return (up - down) * delta, up + down
 
-    slope, level = jax.vmap(one)(jax.random.split(key, search.sessions))
+    keys = jax.random.split(key, search.sessions)
+    slope, level = over_data(one, keys, mesh=mesh)
     # In units of the deviation and of the mean fitness: Adam's epsilon and the
     # learning rate then mean the same everywhere.
     unit = jnp.where(stddev > 0, 1.0 / jnp.maximum(stddev, 1e-9), 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import chex
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mtf_jax.data.session_log import SessionLog
 from mtf_jax.policies import Act
@@ -27,6 +28,7 @@ def log_sessions(
   max_requests: int,
   *,
   part: int = _PART,
+  mesh: Mesh | None = None,
   on_step: OnStep = nobody,
 ) -> SessionLog:
   """The log of `rollout.rollout`, with the padding of one part at a time.
@@ -34,6 +36,7 @@ def log_sessions(
   Args:
     rng_key, world, act, params, num_sessions, max_requests: as in `rollout`.
     part: sessions of a part.
+    mesh: a part's sessions are divided over its axis `data`; one device if omitted.
     on_step: told how many sessions are logged.
 
   Returns:
@@ -48,7 +51,12 @@ def log_sessions(
     # The last part is filled up with the last session: one compiled program.
     place = np.minimum(wanted, num_sessions - 1)
     rows = rollout_lib.rollout_of(
-      (keys[0][place], keys[1][place]), world, act, params, max_requests
+      (keys[0][place], keys[1][place]),
+      world,
+      act,
+      params,
+      max_requests,
+      mesh=mesh,
     )
     kept = (wanted < num_sessions)[:, None]
     log = rollout_lib.pack(rows._replace(valid=np.asarray(rows.valid) & kept))

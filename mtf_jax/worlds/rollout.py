@@ -12,8 +12,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mtf_jax.data.session_log import SessionLog
+from mtf_jax.over_mesh import over_data
 from mtf_jax.policies import Act, Decision, is_held, request_key
 from mtf_jax.worlds.env import (
   SessionState,
@@ -140,7 +142,13 @@ class Rollout(NamedTuple):
 
 @functools.partial(
   jax.jit,
-  static_argnames=("act", "num_sessions", "max_requests", "exploration"),
+  static_argnames=(
+    "act",
+    "num_sessions",
+    "max_requests",
+    "exploration",
+    "mesh",
+  ),
 )
 def rollout(
   rng_key: chex.PRNGKey,
@@ -150,6 +158,7 @@ def rollout(
   num_sessions: int,
   max_requests: int,
   exploration: str = "request",
+  mesh: Mesh | None = None,
 ) -> Rollout:
   """Logs sessions of a policy.
 
@@ -165,6 +174,8 @@ def rollout(
     exploration: "request" draws the noise at each request, "session" once for
       all requests of a session, static. A row's log density is that of its own
       action in either case, see `SessionLog.exploration_held`.
+    mesh: the sessions are divided over its axis `data`, static; one device if
+      omitted.
 
   Returns:
     The rows; `pack` makes them a `SessionLog`.
@@ -179,11 +190,12 @@ def rollout(
     params,
     max_requests,
     exploration,
+    mesh,
   )
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "max_requests", "exploration")
+  jax.jit, static_argnames=("act", "max_requests", "exploration", "mesh")
 )
 def rollout_of(
   keys: tuple[jax.Array, jax.Array],
@@ -192,12 +204,13 @@ def rollout_of(
   params: Any,
   max_requests: int,
   exploration: str = "request",
+  mesh: Mesh | None = None,
 ) -> Rollout:
   """Logs the sessions of some keys; otherwise as `rollout`.
 
   Args:
     keys: of `session_keys`, or some of them, `[B]` each.
-    world, act, params, max_requests, exploration: as in `rollout`.
+    world, act, params, max_requests, exploration, mesh: as in `rollout`.
 
   Returns:
     The rows; sessions are numbered from 0.
@@ -256,7 +269,7 @@ def rollout_of(
     )
     return Rollout(log=log, valid=valid)
 
-  rows = jax.vmap(one)(*keys)
+  rows = over_data(one, *keys, mesh=mesh)
   number = jnp.arange(keys[0].shape[0], dtype=jnp.int32)[:, None]
   session_id = jnp.where(rows.valid, number, 0)
   return rows._replace(log=rows.log._replace(session_id=session_id))

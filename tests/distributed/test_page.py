@@ -7,11 +7,17 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax import policies
 from mtf_jax.data import session_log, transitions
+from mtf_jax.evaluation import ab_test
 from mtf_jax.training import loop
+from mtf_jax.worlds import io as world_io
+from mtf_jax.worlds import returns as returns_lib
 from tests.distributed import trained
 from tests.session_logs import random_log
 
@@ -25,13 +31,14 @@ def _blocks(language):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, small_world):
   """Where the commands were run, one block after the other."""
   folder = tmp_path_factory.mktemp("page")
   log = random_log(num_rows=250)
   session_log.save_sessions(folder / "log.npz", log, {"world": "w"})
+  world_io.save_world(folder / "small.world", small_world)
   blocks = _blocks("bash")
-  assert len(blocks) == 2
+  assert len(blocks) == 3
   for block in blocks:
     ended = subprocess.run(
       ("bash", "-e", "-c", block),
@@ -47,7 +54,8 @@ def folder(tmp_path_factory):
       timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
-    (folder / "printed").write_text(ended.stdout)
+    with (folder / "printed").open("a") as printed:
+      printed.write(ended.stdout)
   return folder
 
 
@@ -55,8 +63,8 @@ def test_its_commands_end_in_one_run_on_two_meshes(folder):
   printed = (folder / "printed").read_text().splitlines()
   # Two processes, one report. Gloo, which joins CPUs, prints as well, from threads
   # whose lines may cut each other.
-  (line,) = [line for line in printed if line.startswith("{")]
-  assert json.loads(line)["step"] == 240
+  steps = [json.loads(line)["step"] for line in printed if line[:1] == "{"]
+  assert steps == [200, 240]
   path = folder / "runs" / "a" / "checkpoints" / "240" / "record" / "metadata"
   machines = json.loads(path.read_text())["machines"]
   assert [
@@ -65,10 +73,36 @@ def test_its_commands_end_in_one_run_on_two_meshes(folder):
   ] == [(0, 8, 1), (200, 4, 2)]
 
 
-def test_its_code_trains_as_one_device_does():
+def test_it_collects_any_number_of_sessions(folder):
+  log, _ = session_log.load_sessions(folder / "collected.npz")
+  assert len(np.unique(log.session_id)) == 99
+  assert "\n99 sessions, " in (folder / "printed").read_text()
+
+
+def _code():
   scope = {}
-  (block,) = _blocks("python")
-  exec(block, scope)
+  for block in _blocks("python"):
+    exec(block, scope)
+  return scope
+
+
+def test_its_code_judges_as_one_device_does(small_world):
+  world = ab_test.evaluation_world(
+    small_world.replace(population=small_world.population[:8])
+  )
+  table = returns_lib.expected_rewards(world)
+  arguments = (
+    *(jax.random.key(0), world, table),
+    *(policies.fixed_action, jnp.full(10, 0.1), 12),
+  )
+  judged = _code()["judge"](*arguments)
+  expected = ab_test.evaluate(*arguments, 20)
+  np.testing.assert_array_equal(judged.user, expected.user)
+  np.testing.assert_allclose(judged.reward, expected.reward, rtol=1e-5)
+
+
+def test_its_code_trains_as_one_device_does():
+  scope = _code()
   dataset = transitions.device_dataset(random_log(num_rows=250))
   learner = trained.learner_of("integrated_rl", 1)
   ends = [

@@ -80,6 +80,14 @@ def test_ncis_constant_reward_scale_and_cap():
   # A ratio that overflows is one at the cap.
   far = ncis(log, action, log.action + 50, stddev=0.05)
   assert np.isfinite(far.value)
+  # Ratios that are all too small for a float: the nearest row is the largest.
+  far = ncis(log, action + 50, stddev=0.05)
+  distance = np.square(log.action - action - 50).sum(axis=1) - np.square(
+    log.action - (log.box.lower + log.box.upper) / 2
+  ).sum(axis=1)
+  nearest = log.reward.sum(axis=1)[np.argmin(distance)]
+  assert far.value == pytest.approx(nearest, rel=1e-6)
+  assert far.effective_sample_size == pytest.approx(1)
 
 
 def test_ncis_leaves_out_rows_that_are_no_request():

@@ -164,6 +164,8 @@ def _cases():
     ("experiments.train", "--processes=auto", "expected SLURM, Open MPI, Kube"),
     ("experiments.train", "--mesh=data:3,model:2", "mesh: expected data, crit"),
     ("experiments.train", "--mesh=data:9999", "mesh: expected at most"),
+    ("experiments.collect", "--mesh=data:9999", "mesh: expected at most"),
+    ("experiments.progressive", "--mesh=data:0", "mesh: expected data, crit"),
     (
       "experiments.train",
       "--num_strata=7",

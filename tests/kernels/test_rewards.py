@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import mtf_jax
 
@@ -45,3 +46,19 @@ def test_returns_of_groups_are_separate():
   r_t = jnp.array([[1.0, 10.0], [2.0, 20.0]])
   returns = mtf_jax.discounted_returns(r_t, jnp.array([0.5, 0.0]))
   np.testing.assert_allclose(returns, [[2, 20], [2, 20]])
+
+
+def test_sessions_side_by_side_need_no_vmap():
+  rng = np.random.default_rng(0)
+  r_t = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32)
+  discount_t = jnp.asarray(rng.choice([0.0, 0.9], (5, 3)), jnp.float32)
+  by_session = jax.vmap(mtf_jax.discounted_returns, (2, 1), 2)(r_t, discount_t)
+  np.testing.assert_allclose(
+    mtf_jax.discounted_returns(r_t, discount_t[:, None]), by_session, rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 4, 2, 3), (5, 2, 1, 3)])
+def test_discounts_that_do_not_broadcast_are_refused(shape):
+  with pytest.raises(ValueError, match=r"discount_t: expected .* found"):
+    mtf_jax.discounted_returns(jnp.ones((5, 2)), jnp.ones(shape))

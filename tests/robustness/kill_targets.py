@@ -94,7 +94,8 @@ class _World:
     return self
 
 
-def _prepare(config, worlds, seeds, study_learner) -> Experiment:
+def _prepare(config, worlds, seeds, study_learner, mesh) -> Experiment:
+  del mesh
   fields = dict.fromkeys(Experiment._fields)
   start = {"weights": jnp.asarray(np.ones((len(seeds), 64), np.float32))}
   return Experiment(
@@ -144,7 +145,7 @@ def _play_single_batch(experiment, on_chunk):
   return new, _figures(new)
 
 
-def _report(plan, run_dir, results, wall_s, say):
+def _report(plan, run_dir, results, wall_s, say, mesh):
   del plan, say
   gains = {f"{seed}, {name}": x for (seed, name), x in results.items()}
   run_dir.write_json("summary.json", {"wall_s": wall_s, "runs": gains})

@@ -11,7 +11,12 @@ from mtf_jax.evaluation import global_weights
 from mtf_jax.io import InputError
 from mtf_jax.learners import cem
 from mtf_jax.learners.es import Search
-from mtf_jax.studies.compare.methods import METHODS, VERSIONS
+from mtf_jax.studies.compare.methods import (
+  ABLATIONS,
+  METHODS,
+  VERSIONS,
+  parts_of,
+)
 from mtf_jax.studies.progressive.config import PRESETS as PROGRESSIVE
 from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.training.config import TrainConfig, hyperparams_of
@@ -34,7 +39,7 @@ class CompareConfig:
   test_sessions: of the log that policies are estimated on.
   fqe_updates: of fitted Q evaluation.
   as_published: whether critics are free-form in the version of that name, and
-    as many in both as the method says, which for IntegratedRL-MTF is `sizes`, not
+    as many in all as the method says, which for IntegratedRL-MTF is `sizes`, not
     its paper; else every version has those of `sizes`, so that they share their
     programs.
   """
@@ -61,21 +66,28 @@ class CompareConfig:
 
     Args:
       method: a key of `METHODS`.
-      version: one of `VERSIONS`.
-      tuned: `method:version` -> hyperparameters, of `tuned_numbers`.
+      version: one of `VERSIONS` or `ABLATIONS`.
+      tuned: `method:version` -> hyperparameters, of `tuned_numbers`. A version in
+        between that was not tuned has those of `told_box`.
     """
     entry, train = METHODS[method], self.sizes.train
-    boxed = version == "told_box"
+    parts = parts_of(version)
+    boxed = "box_units" in parts
+    own_numbers = tuned.get(f"{method}:{version}", {})
+    if version in ABLATIONS and not own_numbers:
+      own_numbers = tuned.get(f"{method}:told_box", {})
     known = hyperparams_of(entry.learner)._fields
     numbers = {
       **{n: x for n, x in train.hyperparams.items() if n in known},
       **entry.numbers,
       **({"told_box": 1.0} if boxed and "told_box" in known else {}),
-      **tuned.get(f"{method}:{version}", {}),
+      **own_numbers,
     }
     own: dict[str, Any] = {}
-    if self.as_published and not boxed:
-      own = {"critic": "mlp", "num_steps": 1}
+    if self.as_published and "box_critic" not in parts:
+      own["critic"] = "mlp"
+    if self.as_published and "session_return" not in parts:
+      own["num_steps"] = 1
     if self.as_published and entry.num_critics is not None:
       own["ensemble_size"] = entry.num_critics
     if self.as_published:
@@ -126,10 +138,10 @@ def cells(
   return [
     (method, version, log)
     for log in data
-    for version in VERSIONS
+    for version in (*VERSIONS, *ABLATIONS)
     if version in versions
     for method in methods
-    if version in METHODS[method].versions
+    if METHODS[method].has(version)
   ]
 
 

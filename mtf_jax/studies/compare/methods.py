@@ -5,7 +5,8 @@ request, and a policy over all of [-1, 1]^A that is told nothing of the box. `to
 has whatever is known here besides: the policy is `a = centre + half_width u`, the
 critics are box-aware, and the targets are returns of the whole session. Only the fusion
 method of the paper knows the box in either; its `told_box` is the package's own
-setting, as is the slope regression. Numbers that say how fast a method learns are not
+setting, as is the slope regression. Versions in between have one of the three, or all
+but one, with the numbers of `told_box`: what of it does the work. Numbers that say how fast a method learns are not
 those of its paper, which trains for a hundred times as many updates: they are tuned,
 with as many trials for each method. `constrained_rl` is not compared: without a bound
 it is IntegratedRL-MTF, and a bound is no way to more reward.
@@ -18,6 +19,20 @@ from typing import Any, NamedTuple
 from mtf_jax.learners import bcq, iql, td3_bc
 
 VERSIONS = ("as_published", "told_box")
+# What `told_box` has and `as_published` has not.
+PARTS = ("box_units", "box_critic", "session_return")
+ABLATIONS = (
+  *(f"only_{part}" for part in PARTS),
+  *(f"without_{part}" for part in PARTS),
+)
+
+
+def parts_of(version: str) -> frozenset[str]:
+  """Which of `PARTS` a version has."""
+  if version in VERSIONS:
+    return frozenset(PARTS if version == "told_box" else ())
+  word, part = version.split("_", 1)
+  return frozenset((part,) if word == "only" else set(PARTS) - {part})
 
 
 class Method(NamedTuple):
@@ -39,6 +54,12 @@ class Method(NamedTuple):
   versions: tuple[str, ...] = VERSIONS
   num_critics: int | None = 2
   critic_updates: int = 1
+
+  def has(self, version: str) -> bool:
+    """Whether there is such a version: one in between if there are both ends."""
+    if version in VERSIONS:
+      return version in self.versions
+    return set(VERSIONS) <= set(self.versions)
 
   def trials(self) -> list[dict[str, float]]:
     """The settings that are tried."""

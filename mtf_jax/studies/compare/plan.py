@@ -20,7 +20,7 @@ from mtf_jax.studies.compare.config import (
   cells,
   check_names,
 )
-from mtf_jax.studies.compare.methods import METHODS, VERSIONS
+from mtf_jax.studies.compare.methods import ABLATIONS, METHODS, VERSIONS
 from mtf_jax.studies.progressive import records
 from mtf_jax.studies.progressive.config import check_seeds
 from mtf_jax.studies.progressive.records import RunDirError
@@ -39,7 +39,7 @@ class Plan:
   seeds: each decides users, synthetic world, logs and learners.
   leaving: names of the leaving models.
   methods: keys of `METHODS`.
-  versions: of `VERSIONS`.
+  versions: of `VERSIONS` and `ABLATIONS`.
   data: of `DATA`.
   config: sizes.
   tuned: `method:version` -> hyperparameters.
@@ -63,7 +63,7 @@ class Plan:
     check_seeds(self.seeds)
     check_names("leaving", self.leaving, LEAVING_MODELS)
     check_names("learners", self.methods, METHODS)
-    check_names("versions", self.versions, VERSIONS)
+    check_names("versions", self.versions, (*VERSIONS, *ABLATIONS))
     check_names("data", self.data, DATA)
     if self.log_dir is not None and self.world == "synthetic":
       raise InputError(

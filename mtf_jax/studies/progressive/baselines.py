@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mtf_jax.evaluation import global_weights, known_weights, oracle
 from mtf_jax.evaluation.ab_test import EvalResult, rewards_of
@@ -22,6 +23,8 @@ from mtf_jax.studies.progressive.experiment import (
   assemble,
   evaluate_policy,
   linear_policy,
+  on_one_device,
+  over_seeds,
   search_linear,
   tree_index,
   with_study_learner,
@@ -37,6 +40,7 @@ def prepare(
   worlds: Sequence[World],
   seeds: Sequence[int],
   study_learner: StudyLearner,
+  mesh: Mesh | None = None,
 ) -> Experiment:
   """Finds the baseline policy, evaluates it, and sets the learner up around it.
 
@@ -50,11 +54,12 @@ def prepare(
     seeds: each decides the users kept, the networks, all sessions and batches
       that are its own.
     study_learner: of `make_study_learner`.
+    mesh: devices of the run; one if omitted.
 
   Returns:
     The run before its first round.
   """
-  experiment = assemble(config, worlds, seeds, study_learner)
+  experiment = assemble(config, worlds, seeds, study_learner, mesh)
   begin = linear_policy(experiment.world, experiment.baseline_action, 2.0)
   # The hidden state comes after what a policy observes.
   num_features = experiment.normalization.mean.shape[1]
@@ -76,10 +81,14 @@ def prepare(
 
 
 def _converged(experiment: Experiment, number: int) -> dict[str, Any]:
-  """Converged global weights of one seed: those on record, or searched for."""
+  """Converged global weights of one seed: those on record, or searched for.
+
+  The search is one device's: rounds that were played around what it found go on
+  with the same, whatever devices they go on with.
+  """
   config = experiment.config
   world, table, key = (
-    tree_index(x, number)
+    on_one_device(experiment, tree_index(x, number))
     for x in (experiment.world, experiment.table, experiment.keys["search"])
   )
   known = known_weights.find(world, config.max_requests, config.global_search)
@@ -158,14 +167,20 @@ def platform_es(experiment: Experiment) -> Evaluated:
   def one(key, world, table):
     uniform = jnp.zeros((world.num_actions,), jnp.float32)
     return global_weights.evolution(
-      key, world, table, uniform, search, config.max_requests
+      key,
+      world,
+      table,
+      uniform,
+      search,
+      config.max_requests,
+      mesh=experiment.mesh,
     )
 
   # Rounds fold in their own numbers, which end below this one.
   keys = jax.vmap(lambda key: jax.random.fold_in(key, config.rounds))(
     experiment.keys["round"]
   )
-  action = jax.vmap(one)(keys, experiment.world, table)
+  action = over_seeds(one, experiment.mesh)(keys, experiment.world, table)
   figures = [
     {"sessions": steps * pair, "action": of_seed.tolist()}
     for of_seed in np.asarray(action, np.float64)

@@ -8,6 +8,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mtf_jax import policies
 from mtf_jax.data.transitions import (
@@ -16,6 +17,8 @@ from mtf_jax.data.transitions import (
   dataset_from,
   rows_from,
 )
+from mtf_jax.distributed import mesh as mesh_lib
+from mtf_jax.studies.progressive.experiment import over_seeds
 from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.rollout import Rollout
 from mtf_jax.worlds.world import World
@@ -62,7 +65,13 @@ def as_dataset(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("act", "num_sessions", "max_requests", "exploration"),
+  static_argnames=(
+    "act",
+    "num_sessions",
+    "max_requests",
+    "exploration",
+    "mesh",
+  ),
 )
 def collect_part(
   rng_key: chex.PRNGKey,
@@ -72,6 +81,7 @@ def collect_part(
   num_sessions: int,
   max_requests: int,
   exploration: str,
+  mesh: Mesh | None = None,
 ) -> Rows:
   """Logs sessions of each seed.
 
@@ -83,19 +93,29 @@ def collect_part(
     num_sessions: `B` of a seed, static.
     max_requests: `T`, static.
     exploration: as in `rollout.rollout`, static.
+    mesh: of the run, static. Sessions are divided over `data`, the rows are on
+      all of its devices afterwards: any of them may be drawn anywhere.
 
   Returns:
     The rows, `[R, N, ...]` with `N = B (T + 1)`.
   """
 
   def one(rng_key, world, params):
-    return flat_rows(
+    rows = flat_rows(
       rollout_lib.rollout(
-        rng_key, world, act, params, num_sessions, max_requests, exploration
+        rng_key,
+        world,
+        act,
+        params,
+        num_sessions,
+        max_requests,
+        exploration,
+        mesh,
       )
     )
+    return rows if mesh is None else mesh_lib.constrain_whole(mesh, rows)
 
-  return jax.vmap(one)(rng_key, world, params)
+  return over_seeds(one, mesh)(rng_key, world, params)
 
 
 @functools.partial(jax.jit, static_argnames="parts")

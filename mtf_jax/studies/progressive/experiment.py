@@ -5,15 +5,17 @@ components.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtf_jax import policies
+from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.evaluation import oracle
 from mtf_jax.evaluation.ab_test import (
   EvalResult,
@@ -56,6 +58,8 @@ class Experiment(NamedTuple):
   start: the learner's state with the baseline policy in service.
   base: the baseline policy judged.
   keys: random number generator keys by use.
+  mesh: seeds are divided over its axis `seed`, sessions and batches over `data`,
+    critics over `critic`; one device if None.
   """
 
   config: ProgressiveConfig
@@ -70,6 +74,7 @@ class Experiment(NamedTuple):
   start: Any
   base: EvalResult
   keys: dict[str, chex.PRNGKey]
+  mesh: Mesh | None = None
 
 
 def tree_stack(trees: Sequence[Any]) -> Any:
@@ -80,6 +85,56 @@ def tree_stack(trees: Sequence[Any]) -> Any:
 def tree_index(tree: Any, number: int) -> Any:
   """What belongs to one seed."""
   return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def params_in_service(
+  experiment: Experiment, state: Any, *exploring: Any, **named: Any
+) -> PolicyParams:
+  """`policy_params` of the run's learner, where its sessions are played."""
+  params = policy_params(experiment.study_learner, state, *exploring, **named)
+  return _put(experiment.mesh, params)
+
+
+def over_seeds(
+  function: Callable[..., Any], mesh: Mesh | None
+) -> Callable[..., Any]:
+  """`jax.vmap(function)` of one seed, seeds divided over the mesh's axis."""
+  return jax.vmap(function, spmd_axis_name=None if mesh is None else "seed")
+
+
+def _put(mesh: Mesh | None, tree: Any) -> Any:
+  """Arrays with the axis `R` where their seeds are."""
+  if mesh is None:
+    return tree
+  return mesh_lib.put(tree, NamedSharding(mesh, PartitionSpec("seed")))
+
+
+def on_one_device(experiment: Experiment, tree: Any) -> Any:
+  """Arrays on the first device of the run, for a program that is not divided."""
+  if experiment.mesh is None:
+    return tree
+  return jax.device_put(tree, experiment.mesh.devices.flat[0])
+
+
+def training_mesh(experiment: Experiment) -> Mesh | None:
+  """What the run's learner is trained over: in closed form one device.
+
+  There is little to divide then, and on a CPU the batched factorisations of
+  several simulated devices wait for each other's threads for ever.
+  """
+  if (
+    experiment.mesh is None or experiment.study_learner.learner.fit is not None
+  ):
+    return None
+  return experiment.mesh
+
+
+def put_state(experiment: Experiment, state: Any) -> Any:
+  """A learner's state, or a run's, with the axis `R` where it is trained."""
+  mesh = training_mesh(experiment)
+  if mesh is None:
+    return on_one_device(experiment, state)
+  return mesh_lib.put_state(mesh, state, many=True)
 
 
 def policy_params(
@@ -113,7 +168,13 @@ def policy_params(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("act", "num_sessions", "max_requests", "observe_fn"),
+  static_argnames=(
+    "act",
+    "num_sessions",
+    "max_requests",
+    "observe_fn",
+    "mesh",
+  ),
 )
 def evaluate_seeds(
   rng_key: chex.PRNGKey,
@@ -125,6 +186,7 @@ def evaluate_seeds(
   max_requests: int,
   held: chex.Array,
   observe_fn: Any = env.observe,
+  mesh: Mesh | None = None,
 ) -> EvalResult:
   """`ab_test.evaluate` of each seed.
 
@@ -138,6 +200,7 @@ def evaluate_seeds(
     max_requests: `T`, static.
     held: bool scalar, whether exploration is held over a session; of all seeds.
     observe_fn: what the policy sees, static.
+    mesh: of the run, static.
 
   Returns:
     Expected outcomes by seed and session, `[R, B, ...]`.
@@ -154,9 +217,10 @@ def evaluate_seeds(
       max_requests,
       observe_fn,
       held=held,
+      mesh=mesh,
     )
 
-  return jax.vmap(one)(rng_key, world, table, params)
+  return over_seeds(one, mesh)(rng_key, world, table, params)
 
 
 def evaluate_policy(
@@ -191,6 +255,7 @@ def evaluate_policy(
     experiment.config.max_requests if max_requests is None else max_requests,
     jnp.asarray(held),
     observe_fn,
+    mesh=experiment.mesh,
   )
 
 
@@ -204,9 +269,7 @@ def evaluate_state(
   **options: Any,
 ) -> EvalResult:
   """The policy of a learner's state, see `evaluate_policy`."""
-  params = policy_params(
-    experiment.study_learner, state, half_width, stddev, draw
-  )
+  params = params_in_service(experiment, state, half_width, stddev, draw)
   return evaluate_policy(
     experiment, experiment.study_learner.act, params, **options
   )
@@ -239,10 +302,13 @@ def search_linear(
       search,
       experiment.config.max_requests,
       env.privileged_observation,
+      mesh=experiment.mesh,
     )
 
   table = rewards_of(experiment.table, experiment.world)
-  return jax.vmap(one)(rng_key, experiment.world, table, policy)
+  return over_seeds(one, experiment.mesh)(
+    rng_key, experiment.world, table, policy
+  )
 
 
 def linear_policy(
@@ -271,6 +337,7 @@ def assemble(
   worlds: Sequence[World],
   seeds: Sequence[int],
   study_learner: StudyLearner,
+  mesh: Mesh | None = None,
 ) -> Experiment:
   """The run before anything is searched, tabulated or judged.
 
@@ -280,6 +347,7 @@ def assemble(
       `config.num_users`.
     seeds: each decides the users kept and all keys that are its own.
     study_learner: of `make_study_learner`.
+    mesh: devices of the run; one if omitted.
 
   Returns:
     The run; `table`, `start` and `base` are None, the action and the
@@ -300,9 +368,10 @@ def assemble(
         population=jnp.asarray(np.sort(kept), jnp.int32), name="progressive"
       )
     )
-  world = tree_stack(cut)
+  world = _put(mesh, tree_stack(cut))
   seeded = jnp.stack([jax.random.key(seed) for seed in seeds])
   split = jax.vmap(lambda key: jax.random.split(key, len(_KEYS)))(seeded)
+  keys = {name: split[:, n] for n, name in enumerate(_KEYS)}
   features = jnp.zeros((len(seeds), len(world.observation_names)), jnp.float32)
   return Experiment(
     config=config,
@@ -316,7 +385,8 @@ def assemble(
     study_learner=study_learner,
     start=None,
     base=None,
-    keys={name: split[:, n] for n, name in enumerate(_KEYS)},
+    keys=_put(mesh, keys),
+    mesh=mesh,
   )
 
 
@@ -341,6 +411,5 @@ def with_study_learner(
     experiment.baseline_action,
     experiment.world.group_weights.shape[1],
   )
-  return experiment._replace(
-    config=config, study_learner=study_learner, start=start
-  )
+  experiment = experiment._replace(config=config, study_learner=study_learner)
+  return experiment._replace(start=put_state(experiment, start))

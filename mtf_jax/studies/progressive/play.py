@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mtf_jax.evaluation import critic_check, segments
 from mtf_jax.evaluation.ab_test import EvalResult
@@ -17,7 +18,9 @@ from mtf_jax.studies.progressive.config import ProgressiveConfig
 from mtf_jax.studies.progressive.experiment import (
   Experiment,
   evaluate_state,
+  on_one_device,
   policy_params,
+  put_state,
   tree_index,
   with_study_learner,
 )
@@ -84,14 +87,14 @@ def _check(
     experiment.study_learner, old, HALF_WIDTH, draw=config.draw
   )
   target = policy_params(experiment.study_learner, new)
-  found = []
+  keys, found = experiment.keys["check"], []
   for n in range(len(experiment.seeds)):
-    world, table, behaviour, evaluated, of_new = (
-      tree_index(x, n)
-      for x in (experiment.world, experiment.table, logged, target, new)
+    key, world, table, behaviour, evaluated, of_new = (
+      on_one_device(experiment, tree_index(x, n))
+      for x in (keys, experiment.world, experiment.table, logged, target, new)
     )
     compared = critic_check.compare_with_returns(
-      experiment.keys["check"][n],
+      key,
       world,
       table,
       experiment.study_learner.act,
@@ -126,6 +129,7 @@ def _play_rounds(
     )
     if restored is not None:
       state, found = restored
+      state = put_state(experiment, state)
       rounds, check = found["rounds"], found["check"]
       # Versions before 3 of the checkpoints did not record them.
       machines = found.get("machines", [])
@@ -138,7 +142,9 @@ def _play_rounds(
     if restored is not None:
       folder.check_metrics(found.get("metrics_sha256"))
     if len(rounds) < config.rounds:
-      machines = machine.went_on(machines, len(rounds) * updates)
+      machines = machine.went_on(
+        machines, len(rounds) * updates, experiment.mesh
+      )
     for number in range(len(rounds), config.rounds):
       on_chunk = watch.follow(seeds, writer, number * updates)
       old = state
@@ -195,7 +201,7 @@ def _play_single_batch(
     if restored is not None:
       watch.skip(experiment.config.rounds * updates)
       state, found = restored
-      return state, found["single_batch"]
+      return put_state(experiment, state), found["single_batch"]
     started = time.monotonic()
     on_chunk = watch.follow(experiment.seeds, None, 0)
     state, figures = rounds_lib.play_single_batch(experiment, on_chunk)
@@ -207,7 +213,8 @@ def _play_single_batch(
       "check": _check(experiment, state, experiment.start),
       "check_seconds": time.monotonic() - started,
     }
-    played = {"single_batch": single, "machines": machine.went_on([], 0)}
+    machines = machine.went_on([], 0, experiment.mesh)
+    played = {"single_batch": single, "machines": machines}
     checkpoints.save(1, state, {**record, **played})
     return state, single
   finally:
@@ -275,6 +282,7 @@ def play_group(
   folder: GroupDir,
   watch: Watch,
   say: Say,
+  mesh: Mesh | None = None,
 ) -> dict[str, Any]:
   """What seeds side by side brought under one leaving model, by seed.
 
@@ -286,6 +294,7 @@ def play_group(
     folder: where it goes, and what is done already is read.
     watch: counts updates.
     say: told of each round.
+    mesh: devices of the run; one if omitted.
 
   Returns:
     Ready for JSON: by seed `fingerprint`, `baseline_policy`, `seconds`, by name
@@ -301,7 +310,7 @@ def play_group(
   started = time.monotonic()
   first = next(iter(configs))
   experiment = baselines.prepare(
-    configs[first], worlds, seeds, study_learners[first]
+    configs[first], worlds, seeds, study_learners[first], mesh
   )
   results = {comparisons.BASELINE: experiment.base}
   rivals, seconds = {}, {"prepare": time.monotonic() - started}

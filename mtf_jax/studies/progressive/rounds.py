@@ -46,7 +46,10 @@ from mtf_jax.studies.progressive.drift import drift
 from mtf_jax.studies.progressive.experiment import (
   Experiment,
   evaluate_state,
-  policy_params,
+  on_one_device,
+  params_in_service,
+  put_state,
+  training_mesh,
   tree_index,
 )
 from mtf_jax.studies.progressive.records import undefined_as_none
@@ -67,9 +70,7 @@ def _collect(
   size = config.sessions_per_round // config.collect_parts
   parts = rounds * config.collect_parts
   keys = jax.vmap(lambda key: jax.random.split(key, parts))(rng_key)
-  params = policy_params(
-    experiment.study_learner, state, HALF_WIDTH, draw=config.draw
-  )
+  params = params_in_service(experiment, state, HALF_WIDTH, draw=config.draw)
   rows = None
   for number in range(parts):
     part = collect_part(
@@ -80,11 +81,14 @@ def _collect(
       size,
       config.max_requests,
       config.exploration,
+      experiment.mesh,
     )
     if rows is None:
       rows = empty_rows(part, config.rounds * config.collect_parts)
     first = number * part.terminal.shape[1]
     rows = put_rows(rows, part, jnp.asarray(first, jnp.int32))
+  if training_mesh(experiment) is None:
+    rows = on_one_device(experiment, rows)
   return as_dataset(rows, config.train.num_steps, config.train.discount)
 
 
@@ -116,6 +120,7 @@ def train_seeds(
   train = experiment.config.train
   # Copies: training donates its state, and the caller keeps the old policy.
   begin = jax.vmap(loop.start)(rng_key, jax.tree.map(jnp.copy, state))
+  begin = put_state(experiment, begin)
   trained = loop.train_many(
     experiment.study_learner.learner,
     begin,
@@ -123,6 +128,7 @@ def train_seeds(
     num_updates,
     batch_size=train.batch_size,
     chunk_size=train.chunk_size,
+    mesh=training_mesh(experiment),
     on_chunk=on_chunk,
   )
   failed = np.flatnonzero(~np.asarray(trained.healthy))

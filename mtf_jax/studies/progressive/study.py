@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.evaluation.tables import Table
 from mtf_jax.fitting import synthetic
-from mtf_jax.io import json_text
+from mtf_jax.io import InputError, json_text
+from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.studies.pages import markdown
 from mtf_jax.studies.progressive import play, report, report_html
 from mtf_jax.studies.progressive import study_learner as study_learner_lib
@@ -24,13 +27,47 @@ from mtf_jax.worlds.world import World
 _PACKAGES = ("numpy", "flax", "optax", "orbax-checkpoint")
 
 
-def _versions() -> dict[str, Any]:
+def _versions(mesh: Mesh | None) -> dict[str, Any]:
   return {
-    **machine.describe(),
+    **machine.describe(mesh),
     "devices": jax.device_count(),
     "python": platform.python_version(),
     **{name: importlib.metadata.version(name) for name in _PACKAGES},
   }
+
+
+def check_fits(plan: Plan, mesh: Mesh | None) -> None:
+  """Refuses, before any work, what the axes cannot be divided among evenly.
+
+  Args:
+    plan: what to run.
+    mesh: devices of the run; one if None.
+
+  Raises:
+    InputError: an axis does not divide the seeds side by side, a batch or the
+      critics.
+  """
+  if mesh is None:
+    return
+  shares = [("seed", plan.parallel_seeds, "seeds side by side")]
+  for config in plan.configs.values():
+    train = config.train
+    if LEARNERS[train.learner].closed_form:
+      continue
+    mesh_lib.check_fits(
+      mesh,
+      batch_size=train.batch_size,
+      critic_updates=train.critic_updates,
+      num_strata=1,  # Every device has the rows of a round.
+    )
+    critics = (train.ensemble_size, "critics of a reward group")
+    shares.append(("critic", *critics))
+  for axis, size, what in shares:
+    if size % mesh.shape[axis]:
+      raise InputError(
+        f"mesh: expected a number of devices on {axis} that divides the {size}"
+        f" {what}, found {mesh.shape[axis]}."
+      )
 
 
 def run_study(
@@ -39,6 +76,7 @@ def run_study(
   world: World | None,
   say: play.Say,
   *,
+  mesh: Mesh | None = None,
   tensorboard: bool = False,
 ) -> Table:
   """Plays all rounds that are not yet played, and writes the report.
@@ -50,6 +88,8 @@ def run_study(
     run_dir: its folder, claimed or resumed.
     world: the fitted world, None for a synthetic one of each seed.
     say: told of what happens.
+    mesh: devices of the run, of this process, see `check_fits`; one if omitted.
+      It may be another one when the run goes on.
     tensorboard: whether every learner's folder gets the metrics of its rounds
       as a folder `tensorboard`, too, and at the end the configuration and the
       last round's figures. Needs the extra of that name.
@@ -63,7 +103,7 @@ def run_study(
   """
   with run_dir.hold():
     run_dir.check(plan)
-    return _run(plan, run_dir, world, say, tensorboard)
+    return _run(plan, run_dir, world, say, mesh, tensorboard)
 
 
 def _run(
@@ -71,6 +111,7 @@ def _run(
   run_dir: RunDir,
   world: World | None,
   say: play.Say,
+  mesh: Mesh | None,
   tensorboard: bool,
 ) -> Table:
   started = time.monotonic()
@@ -100,11 +141,11 @@ def _run(
       left = [one.with_leaving(leaving) for one in worlds]
       folder = run_dir.group(leaving, seeds)
       result = play.play_group(
-        configs, study_learners, left, seeds, folder, watch, say
+        configs, study_learners, left, seeds, folder, watch, say, mesh
       )
       for seed in seeds:
         results[seed, leaving] = result[str(seed)]
-  return _report(plan, run_dir, results, time.monotonic() - started, say)
+  return _report(plan, run_dir, results, time.monotonic() - started, say, mesh)
 
 
 def _seconds(
@@ -130,6 +171,7 @@ def _report(
   results: Mapping[tuple[int, str], Mapping[str, Any]],
   wall_s: float,
   say: play.Say,
+  mesh: Mesh | None,
 ) -> Table:
   """Writes the summary and the report."""
   summaries: dict[str, Any] = {}
@@ -169,7 +211,7 @@ def _report(
   overview = report.overview_table(columns)
   split = report.seconds_table(_seconds(plan, results))
   configuration = json_text(
-    {**plan.to_json(), "fingerprints": names, "versions": _versions()},
+    {**plan.to_json(), "fingerprints": names, "versions": _versions(mesh)},
     indent=1,
   )
   tables = [overview, *(t for page in pages for t in page.tables()), split]

@@ -8,7 +8,7 @@ from mtf_jax.studies.compare.config import (
   cells,
   tuned_numbers,
 )
-from mtf_jax.studies.compare.methods import METHODS, VERSIONS
+from mtf_jax.studies.compare.methods import METHODS, PARTS, VERSIONS
 from mtf_jax.studies.compare.plan import Plan
 
 _CONFIG = PRESETS["cpu"]
@@ -63,6 +63,26 @@ def test_versions_are_what_they_are_called(name):
   # Both versions have as many updates of batches as large.
   for field in ("num_updates", "batch_size"):
     assert getattr(told, field) == getattr(published, field)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_versions_in_between_have_one_part_or_all_but_one(part):
+  tuned = {"td3:told_box": {"critic_learning_rate": 2e-3}}
+
+  def parts(version):
+    train = _CONFIG.train_of("td3", version, tuned)
+    assert train.hyperparam("critic_learning_rate", None) == 2e-3
+    return {
+      "box_units": train.hyperparam("told_box", None) == 1,
+      "box_critic": train.critic == "box",
+      "session_return": train.num_steps > 1,
+    }
+
+  only, without = parts(f"only_{part}"), parts(f"without_{part}")
+  assert only == {name: name == part for name in PARTS}
+  assert without == {name: name != part for name in PARTS}
+  found = cells(("bc", "slope_regression", "td3"), (f"only_{part}",), ("box",))
+  assert found == [("td3", f"only_{part}", "box")]
 
 
 def test_tuned_numbers_hold_for_their_version_alone():
