@@ -185,7 +185,8 @@ class Progress:
     # Where nothing is done yet, nothing was compiled either.
     speed = "compiled" if step else "begun"
     if rate is not None:
-      speed = f"{rate:.1f} {self._unit}/s"
+      # Steps of a fit take seconds each.
+      speed = f"{rate:{'.1f' if rate >= 1 else '.2g'}} {self._unit}/s"
     share = step / self._num_updates
     text = f"{step}/{self._num_updates} ({share:.0%}), {speed}{left}"
     if self._stream.isatty():
