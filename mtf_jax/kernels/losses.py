@@ -16,35 +16,30 @@ from jax import lax
 from mtf_jax.kernels import _checks
 
 
-def _mean(q: jax.Array) -> jax.Array:
-  """Mean of the last axis of `[G, M]`.
-
-  As a product: XLA sums a short last axis one number at a time on a CPU. Where
-  products are rounded by default, this one is not.
-  """
-  ones = jnp.ones((q.shape[1],), q.dtype)
-  return jnp.dot(q, ones, precision=jax.lax.Precision.HIGHEST) / q.shape[1]
-
-
-# The derivative is given, since the one of a product with ones is slow, and the
-# one of a square root is infinite where the critics agree.
+# The derivative is given: that of a product is slow, and that of a square root
+# infinite where the critics agree.
 @jax.custom_jvp
 def _mean_std(q: jax.Array) -> tuple[jax.Array, jax.Array]:
-  mean = _mean(q)
-  return mean, jnp.sqrt(_mean(jnp.square(q - mean[:, None])))
+  """Of the last axis of `[G, M]`."""
+  # As a product: XLA sums a short last axis one number at a time on a CPU. An
+  # accelerator would round it unless told not to. Squares are summed where they
+  # are made, since a product would have them written to memory first.
+  ones = jnp.ones((q.shape[1],), q.dtype)
+  total = jnp.dot(q, ones, precision=jax.lax.Precision.HIGHEST)
+  mean = total / q.shape[1]
+  return mean, jnp.sqrt(jnp.mean(jnp.square(q - mean[:, None]), axis=1))
 
 
 @_mean_std.defjvp
 def _mean_std_jvp(primals, tangents):
   (q,), (q_dot,) = primals, tangents
   mean, std = _mean_std(q)
-  # Asked this way round because NaN is not more than 0 either.
-  agree = (std == 0)[:, None]
-  spread = jnp.where(agree, 1, std[:, None])
-  scaled = jnp.where(agree, 0, (q - mean[:, None]) / spread)
-  # The mean of equal values may be one rounding beside them; all are then as far
-  # from it as the spread, on one side.
-  scaled -= _mean(scaled)[:, None]
+  # The mean of equal values may be some roundings beside them, all of them then
+  # on one side. Asked this way round because NaN is not more than that either.
+  rounding = q.shape[1] * jnp.finfo(q.dtype).eps
+  agree = std <= rounding * jnp.abs(mean)
+  inverse = jnp.where(agree, 0, 1 / jnp.where(agree, 1, std))
+  scaled = (q - mean[:, None]) * inverse[:, None]
   return (mean, std), (
     jnp.mean(q_dot, axis=1),
     jnp.mean(scaled * q_dot, axis=1),
@@ -55,8 +50,9 @@ def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and spread of each group's critics, in the actor loss of [1].
 
   `Qbar_g = 1/M sum_m Q_gm` and the population standard deviation
-  `sqrt(1/M sum_m (Q_gm - Qbar_g)^2)`. Where the critics agree the gradient of
-  the deviation is 0, so a group of one critic is allowed. Values that are not
+  `sqrt(1/M sum_m (Q_gm - Qbar_g)^2)`. Where the critics agree, up to the rounding
+  of their mean, the gradient of the deviation is 0, so a group of one critic is
+  allowed. Values that are not
   finite give a deviation of NaN, never one of 0.
 
   Args:

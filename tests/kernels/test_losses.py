@@ -30,8 +30,7 @@ def test_a_mean_that_rounds_beside_equal_critics_moves_none(value, critics):
     return jnp.sum(mtf_jax.ensemble_mean_std(q)[1])
 
   assert std(equal) < 1e-5 * value
-  # Each is at most one critic's share of a slope of 1, and they cancel.
-  np.testing.assert_allclose(jnp.sum(jax.grad(std)(equal)), 0, atol=1e-6)
+  np.testing.assert_array_equal(jax.grad(std)(equal), 0)
 
 
 def test_std_gradient_of_critics_that_nearly_agree():
@@ -40,9 +39,8 @@ def test_std_gradient_of_critics_that_nearly_agree():
   found = jax.grad(lambda q: jnp.sum(mtf_jax.ensemble_mean_std(q)[1]))(q)
   deviation = q.astype(np.float64) - q.mean(1, np.float64)[:, None]
   wanted = deviation / q.astype(np.float64).std(1)[:, None] / 24
-  # A value of 50 has 4e-6 to a float, a 250th of the spread.
-  np.testing.assert_allclose(found, wanted, atol=1 / 250 / 24)
-  np.testing.assert_allclose(jnp.sum(found, axis=1), 0, atol=1e-6)
+  # Floats near 50 are 4e-6 apart, a 250th of the spread; the mean is two off at most.
+  np.testing.assert_allclose(found, wanted, atol=2 / 250 / 24)
 
 
 def test_bfloat16_std_is_not_lost_in_the_mean():
