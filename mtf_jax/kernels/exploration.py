@@ -193,10 +193,11 @@ def corners_log_prob(action: chex.Array, box: ActionBox) -> jax.Array:
     ValueError: wrong shapes, not floats, or concretely inverted bounds.
   """
   (action, lower, upper), dtype = box_arrays(box, action=action)
-  at_corner = jnp.all((action == lower) | (action == upper))
-  explores = jnp.sum((upper > lower).astype(lower.dtype))
-  log_prob = -explores * jnp.asarray(math.log(2.0), lower.dtype)
-  return jnp.where(at_corner, log_prob, -jnp.inf).astype(dtype)
+  at_corner = (action == lower) | (action == upper)
+  # One sum, not one and an `all`: a CPU does each component by component.
+  log_prob = jnp.where(upper > lower, -math.log(2.0), 0.0)
+  log_prob = jnp.where(at_corner, log_prob, -jnp.inf)
+  return jnp.sum(log_prob, dtype=lower.dtype).astype(dtype)
 
 
 def sample_gaussian(
