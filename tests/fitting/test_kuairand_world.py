@@ -106,8 +106,8 @@ def test_what_cannot_be_fitted_is_refused_before_the_fit(folder, fits):
 def test_no_world_comes_of_a_broken_ranker(folder, fits, monkeypatch):
   train = ranker_lib.train_ranker
 
-  def broken(*args):
-    ranker = train(*args)
+  def broken(*args, **named):
+    ranker = train(*args, **named)
     # As features of a training set that were constant.
     return ranker._replace(scale=np.full_like(ranker.scale, 1e-6))
 
