@@ -145,12 +145,7 @@ WORKLOADS = {
     _fuse_and_rank, _request, 5 * _C * _K + 9 * _C * _L
   ),
   # What `rank_slate` could have called instead, for the same result; counted
-  # are the comparisons of a heap of L and of a merge sort.
-  "rank_slate by lax.top_k": Workload(
-    lambda log_scores: jax.lax.top_k(log_scores, _L)[1],
-    _log_scores,
-    round(_C * math.log2(_L)),
-  ),
+  # are the comparisons of a merge sort. `plain.PLAIN` has `lax.top_k`.
   "rank_slate by full sort": Workload(
     lambda log_scores: jnp.argsort(log_scores, descending=True)[:_L],
     _log_scores,

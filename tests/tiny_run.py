@@ -5,6 +5,7 @@ import functools
 from mtf_jax.evaluation.global_weights import Effort
 from mtf_jax.learners.es import Search
 from mtf_jax.studies.progressive.config import ProgressiveConfig
+from mtf_jax.studies.progressive.plan import Plan
 from mtf_jax.studies.progressive.study_learner import make_study_learner
 from mtf_jax.training.config import TrainConfig
 from tests.small_world import small_world
@@ -40,6 +41,20 @@ TINY = ProgressiveConfig(
     hyperparams={"actor_learning_rate": 1e-2},
   ),
 )
+
+
+def tiny_plan(**changes):
+  """Two seeds side by side under one leaving model, or what is asked for."""
+  values = {
+    "world": "synthetic",
+    "preset": "smoke",
+    "seeds": (0, 1),
+    "parallel_seeds": 2,
+    "leaving": ("satisfaction_floor",),
+    "learners": ("integrated_rl",),
+    "config": TINY,
+  }
+  return Plan(**{**values, **changes})
 
 
 @functools.cache

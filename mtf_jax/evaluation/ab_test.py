@@ -79,13 +79,7 @@ def rewards_of(table: ExpectedRewards, world: World) -> ExpectedRewards:
 
 @functools.partial(
   jax.jit,
-  static_argnames=(
-    "act",
-    "num_sessions",
-    "max_requests",
-    "observe_fn",
-    "mesh",
-  ),
+  static_argnames=("act", "num_sessions", "max_requests", "observe_fn", "mesh"),
 )
 def evaluate(
   rng_key: chex.PRNGKey,

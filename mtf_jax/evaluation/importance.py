@@ -79,8 +79,8 @@ def ncis(
     interval takes sessions as independent.
 
   Raises:
-    InputError: actions of another shape or not finite, or numbers that are not
-      above 0.
+    InputError: a log without a request, actions of another shape or not
+      finite, or numbers that are not above 0.
   """
   for name, number in (("stddev", stddev), ("cap", cap)):
     if not number > 0:
@@ -107,6 +107,8 @@ def ncis(
   policy, behaviour = means
   squares = np.square(logged - behaviour) - np.square(logged - policy)
   log_ratio = squares.sum(axis=1)[request] / (2 * stddev**2)
+  if not log_ratio.size:
+    raise InputError("log: expected a request, found none.")
   log_weight = np.minimum(log_ratio, np.log(cap))
   # Normalised they are the same relative to the largest, and of a policy far from
   # the log they would all be rounded to 0.

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 
@@ -20,11 +19,6 @@ def _widen(leaf: Any) -> Any:
   if getattr(leaf, "dtype", None) == np.float32:
     return np.asarray(leaf, np.float64)
   return leaf
-
-
-def widen(tree: chex.ArrayTree) -> chex.ArrayTree:
-  """The tree with every float32 leaf as float64 NumPy array."""
-  return jax.tree.map(_widen, tree)
 
 
 def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,6 +37,8 @@ def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
   def call(*args, **kwargs):
     # Standard: a world's uniforms are float32 whatever it computes in.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-      return jax.tree.map(np.asarray, function(*widen(args), **kwargs))
+      return jax.tree.map(
+        np.asarray, function(*jax.tree.map(_widen, args), **kwargs)
+      )
 
   return call

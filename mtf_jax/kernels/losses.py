@@ -25,7 +25,7 @@ def _mean_std(q: jax.Array) -> tuple[jax.Array, jax.Array]:
   # accelerator would round it unless told not to. Squares are summed where they
   # are made, since a product would have them written to memory first.
   ones = jnp.ones((q.shape[1],), q.dtype)
-  total = jnp.dot(q, ones, precision=jax.lax.Precision.HIGHEST)
+  total = jnp.dot(q, ones, precision=lax.Precision.HIGHEST)
   mean = total / q.shape[1]
   return mean, jnp.sqrt(jnp.mean(jnp.square(q - mean[:, None]), axis=1))
 
@@ -50,10 +50,10 @@ def ensemble_mean_std(q: chex.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and spread of each group's critics, in the actor loss of [1].
 
   `Qbar_g = 1/M sum_m Q_gm` and the population standard deviation
-  `sqrt(1/M sum_m (Q_gm - Qbar_g)^2)`. Where the critics agree, up to the rounding
-  of their mean, the gradient of the deviation is 0, so a group of one critic is
-  allowed. Values that are not
-  finite give a deviation of NaN, never one of 0.
+  `sqrt(1/M sum_m (Q_gm - Qbar_g)^2)`. Where the critics agree, up to the
+  rounding of their mean, the gradient of the deviation is 0, so a group of one
+  critic is allowed. Values that are not finite give a deviation of NaN, never
+  one of 0.
 
   Args:
     q: `[G, M]` action values, in units of the return.

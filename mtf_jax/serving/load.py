@@ -27,6 +27,8 @@ from mtf_jax.serving.manifest import (
 # Another platform or version rounds otherwise; actions are of order 1, and a
 # logarithm of a density of order 10.
 _TOLERANCE = 1e-4
+# What JAX raises at a program of another version.
+_UNREADABLE = (NotImplementedError, ValueError, jax.errors.JaxRuntimeError)
 
 
 class LoadedPolicy:
@@ -237,10 +239,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
       exported = export.deserialize(bytearray(contents[name]))
       # What JAX wraps is not looked at before, and is of a version of its own.
       exported.mlir_module()
-    except (
-      *(NotImplementedError, ValueError),
-      jax.errors.JaxRuntimeError,
-    ) as error:
+    except _UNREADABLE as error:
       # The bytes are those that were written, so it is their version.
       raise InputError(
         f"{folder / name}: expected a program that JAX {jax.__version__} reads,"

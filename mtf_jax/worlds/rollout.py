@@ -140,16 +140,6 @@ class Rollout(NamedTuple):
   valid: jax.Array
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=(
-    "act",
-    "num_sessions",
-    "max_requests",
-    "exploration",
-    "mesh",
-  ),
-)
 def rollout(
   rng_key: chex.PRNGKey,
   world: World,

@@ -110,6 +110,13 @@ def test_ncis_leaves_out_rows_that_are_no_request():
   )
 
 
+def test_ncis_of_a_log_without_a_request_is_refused():
+  log = random_log(num_rows=8)
+  nothing = observation_only(log, np.ones(8, bool))
+  with pytest.raises(InputError, match="log: expected a request, found none"):
+    ncis(nothing, log.action)
+
+
 def test_kernel_of_the_whole_box_is_the_mean():
   units = units_from(random_log())
   centre = (units.lower + units.upper) / 2

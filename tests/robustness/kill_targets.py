@@ -28,7 +28,7 @@ from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.training import loop, resumable
 from mtf_jax.training.config import TrainConfig
 from tests.session_logs import random_log
-from tests.tiny_run import TINY
+from tests.tiny_run import TINY, tiny_plan
 
 _ROUNDS = 3
 _SIZES = {"chunk_size": 2, "checkpoint_every": 4, "batch_size": 8}
@@ -158,11 +158,7 @@ def _by_seed(experiment, *_) -> list[dict[str, Any]]:
 @functools.cache
 def _plan() -> Plan:
   train = dataclasses.replace(TINY.train, num_updates=8, **_SIZES)
-  return Plan(
-    world="synthetic",
-    preset="smoke",
-    seeds=(0, 1),
-    parallel_seeds=2,
+  return tiny_plan(
     leaving=("net_exposure",),
     learners=("bc", "td3_bc"),
     config=dataclasses.replace(TINY, rounds=_ROUNDS, train=train),

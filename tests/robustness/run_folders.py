@@ -13,20 +13,13 @@ from typing import Any
 import numpy as np
 
 from mtf_jax.studies.progressive.group_dir import made_of
-from mtf_jax.studies.progressive.plan import Plan
 from mtf_jax.studies.progressive.run_dir import RunDir
 from tests.robustness import mutate
 from tests.robustness.kinds import Files, contents, difference_of
-from tests.tiny_run import TINY
+from tests.tiny_run import tiny_plan
 
-_PLAN = Plan(
-  world="synthetic",
-  preset="smoke",
-  seeds=(3, 5),
-  parallel_seeds=2,
-  leaving=("net_exposure",),
-  learners=("integrated_rl", "bc"),
-  config=TINY,
+_PLAN = tiny_plan(
+  seeds=(3, 5), leaving=("net_exposure",), learners=("integrated_rl", "bc")
 )
 _WORLDS = ("0123456789abcdef", "fedcba9876543210")
 _RESULT = {

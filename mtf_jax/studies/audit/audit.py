@@ -126,6 +126,13 @@ def sensitivity(
 ) -> dict[str, Any]:
   """Return against each action component, the others at their best, paired.
 
+  Args:
+    world: the world, its population cut to the table's.
+    table: `returns.expected_rewards(world)`.
+    best: the best global weights.
+    effort: of the preset.
+    count: told of the sessions of each point.
+
   Returns:
     `grid [V]` values of a component, `gain`, `low`, `high` `[A, V]` percent
     over the best global return, with 95% intervals.

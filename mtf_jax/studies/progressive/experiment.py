@@ -168,13 +168,7 @@ def policy_params(
 
 @functools.partial(
   jax.jit,
-  static_argnames=(
-    "act",
-    "num_sessions",
-    "max_requests",
-    "observe_fn",
-    "mesh",
-  ),
+  static_argnames=("act", "num_sessions", "max_requests", "observe_fn", "mesh"),
 )
 def evaluate_seeds(
   rng_key: chex.PRNGKey,

@@ -22,11 +22,11 @@ from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import finished, records
 from mtf_jax.studies.progressive import study_learner as study_learner_lib
 from mtf_jax.studies.progressive.group_dir import made_of
-from mtf_jax.studies.progressive.run_dir import Plan, RunDir
+from mtf_jax.studies.progressive.run_dir import RunDir
 from mtf_jax.worlds import env
 from mtf_jax.worlds import io as world_io
 from mtf_jax.worlds.world import fingerprint
-from tests.tiny_run import TINY
+from tests.tiny_run import TINY, tiny_plan
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -212,14 +212,11 @@ def run_dir(fitted, tmp_path):
   _, world = fitted
   folder = tmp_path / "run"
   study_learner = study_learner_lib.make_study_learner(TINY.train, world)
-  plan = Plan(
+  plan = tiny_plan(
     world="fitted.world",
-    preset="smoke",
     seeds=tuple(_SEEDS),
-    parallel_seeds=2,
     leaving=(_LEAVING,),
     learners=(_LEARNER,),
-    config=TINY,
   )
   record = {"worlds": [fingerprint(world)] * 2, "seeds": _SEEDS}
   of = made_of(plan.configs, record["worlds"], _SEEDS)

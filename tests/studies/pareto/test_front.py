@@ -11,11 +11,10 @@ from mtf_jax.fitting import synthetic
 from mtf_jax.io import InputError
 from mtf_jax.studies.pareto import front, picture
 from mtf_jax.studies.progressive import play
-from mtf_jax.studies.progressive.plan import Plan
 from mtf_jax.studies.progressive.run_dir import RunDir
 from mtf_jax.studies.progressive.served import read_single_batch
 from mtf_jax.studies.progressive.watch import Watch
-from tests.tiny_run import TINY, tiny_study_learner
+from tests.tiny_run import TINY, tiny_plan, tiny_study_learner
 
 _LEAVING = "temper_budget"
 _LEARNER = "slope_regression"
@@ -30,9 +29,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def _plan(learner):
-  return Plan(
-    world="synthetic",
-    preset="tiny",
+  return tiny_plan(
     seeds=(3,),
     parallel_seeds=1,
     leaving=(_LEAVING,),

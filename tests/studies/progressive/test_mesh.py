@@ -11,18 +11,9 @@ from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.io import InputError
 from mtf_jax.studies.progressive import experiment as experiment_lib
 from mtf_jax.studies.progressive import study
-from mtf_jax.studies.progressive.plan import Plan
-from tests.tiny_run import TINY, tiny_study_learner
+from tests.tiny_run import tiny_plan, tiny_study_learner
 
-_PLAN = Plan(
-  world="synthetic",
-  preset="smoke",
-  seeds=(0, 1),
-  parallel_seeds=2,
-  leaving=("satisfaction_floor",),
-  learners=("integrated_rl:box", "slope_regression"),
-  config=TINY,
-)
+_PLAN = tiny_plan(learners=("integrated_rl:box", "slope_regression"))
 
 
 def _mesh(**sizes):

@@ -11,17 +11,13 @@ from mtf_jax.io import InputError
 from mtf_jax.studies.progressive import records, study
 from mtf_jax.studies.progressive.config import PRESETS, ProgressiveConfig
 from mtf_jax.studies.progressive.experiment import assemble
-from mtf_jax.studies.progressive.run_dir import Plan, RunDir, RunDirError
-from tests.tiny_run import TINY
+from mtf_jax.studies.progressive.run_dir import RunDir, RunDirError
+from tests.tiny_run import TINY, tiny_plan
 
-PLAN = Plan(
-  world="synthetic",
-  preset="smoke",
+PLAN = tiny_plan(
   seeds=(3, 5, 4, 8),
-  parallel_seeds=2,
   leaving=("net_exposure", "satisfaction_floor"),
   learners=("integrated_rl", "integrated_rl:mlp", "bc"),
-  config=TINY,
 )
 
 

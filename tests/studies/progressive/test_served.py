@@ -10,11 +10,10 @@ from mtf_jax.serving.export import export_policy
 from mtf_jax.serving.load import load_policy
 from mtf_jax.serving.world_features import observation_features
 from mtf_jax.studies.progressive import experiment as experiment_lib
-from mtf_jax.studies.progressive.plan import Plan
 from mtf_jax.studies.progressive.run_dir import RunDir
 from mtf_jax.studies.progressive.served import read_run_policy
 from mtf_jax.worlds.world import fingerprint
-from tests.tiny_run import TINY, tiny_study_learner
+from tests.tiny_run import tiny_plan, tiny_study_learner
 
 _LEAVING = "temper_budget"
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -23,15 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_compile")
 @pytest.fixture(scope="module")
 def run(small_world, tmp_path_factory):
   """A run's folder whose policies are as another draw of the network made them."""
-  plan = Plan(
-    world="synthetic",
-    preset="tiny",
-    seeds=(3, 4),
-    parallel_seeds=2,
-    leaving=(_LEAVING,),
-    learners=("integrated_rl",),
-    config=TINY,
-  )
+  plan = tiny_plan(seeds=(3, 4), leaving=(_LEAVING,))
   run_dir = RunDir(tmp_path_factory.mktemp("run") / "run")
   run_dir.claim(plan)
   world = small_world.with_leaving(_LEAVING)
