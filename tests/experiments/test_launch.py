@@ -137,6 +137,7 @@ def _cases():
   yield from (
     ("experiments.collect", "--out=new/", "found the name of a folder"),
     ("experiments.collect", "--size=huge", "small|base|large"),
+    ("experiments.collect", "--items=no", "list|item"),
     ("experiments.collect", "--leaving=no", "satisfaction_floor|"),
     ("experiments.collect", "--sessions=0", "0 is not a positive integer"),
     ("experiments.collect", "--action=1,x", "expected a number, found 'x'"),
