@@ -115,6 +115,33 @@ def test_each_candidate_is_ranked_by_its_own_weights():
     env.serve(world, state, action[1:])
 
 
+def test_logged_items_are_the_shown_ones():
+  world = small_world()
+  state = env.reset(jax.random.key(5), world)
+  observed = candidates.observe_candidates(world, state)
+  decision = policies.explore_each(_by_item, "item")(
+    policies.PolicyParams(jnp.full(_A, 0.5), 0.15, 0.0),
+    observed,
+    jax.random.key(6),
+  )
+  slots, _, _ = env.serve(world, state, decision.action)
+  observation, first, items = candidates.as_logged(
+    world, state, observed, decision, slots
+  )
+  np.testing.assert_array_equal(observation, observed.observation)
+  np.testing.assert_array_equal(
+    items.features, candidates.item_features(world, state.user, slots)
+  )
+  # Nobody else has these actions: each was drawn for its candidate.
+  answers = np.asarray(decision.action)
+  offered = np.asarray(env.candidate_slots(world, state))
+  for action, slot in zip(np.asarray(items.action), slots, strict=True):
+    (place,) = np.flatnonzero((answers == action).all(axis=1))
+    assert offered[place] == slot
+  np.testing.assert_array_equal(first.action, items.action[0])
+  assert first.log_prob.shape == ()
+
+
 def _deviations(shared, exploration="request"):
   log = rollout_lib.pack(_rollout(_by_item, shared, exploration=exploration))
   lower, upper = log.items.box
