@@ -24,6 +24,7 @@ _NEEDS = {
   "experiments.pareto": ["--run=folder"],
   "experiments.plot_exploration": [],
   "experiments.progressive": [],
+  "experiments.successors": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
   "benchmarks.catalogue": [],
   "benchmarks.containers": [],
@@ -52,6 +53,7 @@ _IN_FILE = {
   "benchmarks.own_log": "world",
   "experiments.log_gauc": "world",
   "experiments.progressive": "world",
+  "experiments.successors": "world",
   "experiments.train": "dataset",
 }
 _IN_DIR = {
@@ -68,7 +70,7 @@ _IN_DIR = {
 _OUT_DIR = (
   *("experiments.audit_world", "experiments.export_policy"),
   *("experiments.fit_constants", "experiments.progressive"),
-  "experiments.pareto",
+  *("experiments.pareto", "experiments.successors"),
   *("experiments.import_log", "experiments.train"),
   *("benchmarks.platform_log", "benchmarks.scale"),
 )
@@ -93,6 +95,7 @@ _SEED = {
   "experiments.log_gauc": "seed",
   "experiments.pareto": "seed",
   "experiments.progressive": "seeds",
+  "experiments.successors": "seeds",
   "experiments.train": "seed",
   "benchmarks.trained_elsewhere": "seeds",
 }
@@ -158,6 +161,8 @@ def _cases():
     ("experiments.progressive", "--seeds=1_0", "integers from 0 to 429496"),
     ("experiments.progressive", "--seeds=\u0663", "integers from 0 to 429496"),
     ("experiments.progressive", "--resume", "there is no run in"),
+    ("experiments.successors", "--learners=bcc", "--learners: expected diff"),
+    ("experiments.successors", "--shared=", "--shared: expected different"),
     (
       "experiments.train",
       "--coordinator=127.0.0.1:1",

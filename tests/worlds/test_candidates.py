@@ -77,66 +77,67 @@ def test_rows_are_a_log_of_the_shown_items():
   assert dataset.items.features.shape[0] == requests.size
 
 
+@jax.jit
+def _request(key, world):
+  """The first request of a session, each candidate with a deviation of its own."""
+  state = env.reset(key, world)
+  observed = candidates.observe_candidates(world, state)
+  decision = policies.explore_each(_by_item, "item")(
+    policies.PolicyParams(jnp.full(_A, 0.5), 1.0, 0.0), observed, key
+  )
+  slots, _, result = env.serve(world, state, decision.action)
+  logged = candidates.as_logged(world, state, observed, decision, slots)
+  offered = env.candidate_slots(world, state)
+  scores = lookup_scores(world.scores, state.user, offered)
+  features = candidates.item_features(world, state.user, slots)
+  seen = (env.observe(world, state), observed, offered, scores, features)
+  return state, seen, decision, slots, result, logged
+
+
 def test_features_are_those_of_the_items_in_range():
   world = small_world()
-  state = env.reset(jax.random.key(1), world)
-  observed = candidates.observe_candidates(world, state)
-  np.testing.assert_array_equal(observed.observation, env.observe(world, state))
-  slots = env.candidate_slots(world, state)
-  scores = np.asarray(lookup_scores(world.scores, state.user, slots))
-  features = np.asarray(observed.features)
+  state, seen, *_ = jax.device_get(_request(jax.random.key(1), world))
+  observation, observed, offered, scores, _ = seen
+  np.testing.assert_array_equal(observed.observation, observation)
+  features = observed.features
   assert np.abs(features).max() <= 2
   for task in range(scores.shape[1]):
     order = np.argsort(features[:, task], kind="stable")
     assert np.all(np.diff(scores[order, task]) >= 0)
-  duration = np.asarray(world.response.duration_bucket)[
-    np.asarray(world.pool)[int(state.user), np.asarray(slots)]
-  ]
+  pool = np.asarray(world.pool)[int(state.user), offered]
+  duration = np.asarray(world.response.duration_bucket)[pool]
   assert np.corrcoef(duration, features[:, -1])[0, 1] == pytest.approx(1)
 
 
 def test_each_candidate_is_ranked_by_its_own_weights():
   world = small_world()
-  state = env.reset(jax.random.key(4), world)
-  rng = np.random.default_rng(0)
-  action = rng.uniform(-1, 1, (world.num_candidates, _A)).astype(np.float32)
-  slots = np.asarray(env.candidate_slots(world, state))
-  scores = np.asarray(lookup_scores(world.scores, state.user, slots))
+  state, seen, decision, slots, result, _ = jax.device_get(
+    _request(jax.random.key(4), world)
+  )
+  *_, offered, scores, _ = seen
   mean, fused = scores.mean(axis=0), []
-  for own, one in zip(scores, action, strict=True):
+  for own, one in zip(scores, decision.action, strict=True):
     power, bias = fusion.weights_from_action(one, world.fusion_spec)
     fused.append(np.sum(power * np.log((own + bias) / (mean + bias))))
-  best = slots[np.argsort(-np.asarray(fused))[: world.slate_size]]
-  shown, _, result = env.serve(world, state, action)
-  np.testing.assert_array_equal(shown, best)
+  best = offered[np.argsort(-np.asarray(fused))[: world.slate_size]]
+  np.testing.assert_array_equal(slots, best)
   pool = np.asarray(world.pool)
   np.testing.assert_array_equal(result.items, pool[int(state.user), best])
   with pytest.raises(ValueError, match=r"action: expected shape \(10,\), or"):
-    env.serve(world, state, action[1:])
+    env.serve(world, state, decision.action[1:])
 
 
 def test_logged_items_are_the_shown_ones():
-  world = small_world()
-  state = env.reset(jax.random.key(5), world)
-  observed = candidates.observe_candidates(world, state)
-  decision = policies.explore_each(_by_item, "item")(
-    policies.PolicyParams(jnp.full(_A, 0.5), 0.15, 0.0),
-    observed,
-    jax.random.key(6),
+  _, seen, decision, slots, _, logged = jax.device_get(
+    _request(jax.random.key(5), small_world())
   )
-  slots, _, _ = env.serve(world, state, decision.action)
-  observation, first, items = candidates.as_logged(
-    world, state, observed, decision, slots
-  )
-  np.testing.assert_array_equal(observation, observed.observation)
-  np.testing.assert_array_equal(
-    items.features, candidates.item_features(world, state.user, slots)
-  )
+  observation, _, offered, _, features = seen
+  found, first, items = logged
+  np.testing.assert_array_equal(found, observation)
+  np.testing.assert_array_equal(items.features, features)
   # Nobody else has these actions: each was drawn for its candidate.
-  answers = np.asarray(decision.action)
-  offered = np.asarray(env.candidate_slots(world, state))
-  for action, slot in zip(np.asarray(items.action), slots, strict=True):
-    (place,) = np.flatnonzero((answers == action).all(axis=1))
+  for action, slot in zip(items.action, slots, strict=True):
+    (place,) = np.flatnonzero((decision.action == action).all(axis=1))
     assert offered[place] == slot
   np.testing.assert_array_equal(first.action, items.action[0])
   assert first.log_prob.shape == ()
