@@ -28,6 +28,12 @@ def _fused_log_score(scores, weights):
   return jnp.sum(power * jnp.log(scores + bias), axis=-1)
 
 
+def _itemwise_log_score(scores, weights):
+  mean = jnp.mean(scores, axis=1, keepdims=True)
+  own = jnp.log(scores + weights.bias) - jnp.log(mean + weights.bias)
+  return jnp.sum(weights.power * own, axis=-1)
+
+
 def _list_reward(feedback, group_weights):
   return jnp.einsum("ble,bge->bg", feedback, group_weights)
 
@@ -91,6 +97,7 @@ def _actor_loss(q, penalty):
 PLAIN: dict[str, Callable[..., Any]] = {
   "weights_from_action": _weights_from_action,
   "fused_log_score": _fused_log_score,
+  "itemwise_log_score": _itemwise_log_score,
   "rank_slate": lambda log_scores: jax.lax.top_k(log_scores, 6)[1],
   "fused_log_score+rank_slate": lambda scores, weights: jax.lax.top_k(
     _fused_log_score(scores, weights), 6
@@ -110,6 +117,10 @@ PLAIN: dict[str, Callable[..., Any]] = {
     lambda q: sum(jnp.sum(part) for part in _ensemble_mean_std(q))
   ),
   "td_targets": lambda r_t, q_t: r_t[:, :, None] + 0.9 * q_t,
+  "list_value": lambda q: jnp.sum(q, axis=1),
+  "list_td_targets": lambda r_t, q_t: (
+    r_t[:, :, None] + 0.9 * jnp.sum(q_t, axis=1)
+  ),
   "critic_loss": lambda q_tm1, targets: jnp.mean(
     (q_tm1 - targets) ** 2, axis=(1, 2)
   ),

@@ -116,6 +116,19 @@ def _actor_loss(q: jax.Array, penalty: jax.Array) -> jax.Array:
   return mtf_jax.actor_loss(q, jnp.ones(_G), penalty, 1.0, 1.0)
 
 
+def _itemwise_request(
+  key: jax.Array,
+) -> tuple[jax.Array, mtf_jax.FusionWeights]:
+  def of_each(key):
+    return jax.vmap(_weights)(jax.random.split(key, _C))
+
+  return _two(key, lambda key: _uniform(key, _C, _K), of_each)
+
+
+def _list_of_values(key: jax.Array) -> jax.Array:
+  return jax.random.normal(key, (_L, _G, _M))
+
+
 _RANK = functools.partial(mtf_jax.rank_slate, slate_size=_L)
 
 WORKLOADS = {
@@ -125,6 +138,9 @@ WORKLOADS = {
     3 * _A,
   ),
   "fused_log_score": Workload(mtf_jax.fused_log_score, _request, 5 * _C * _K),
+  "itemwise_log_score": Workload(
+    mtf_jax.itemwise_log_score, _itemwise_request, 9 * _C * _K
+  ),
   "cells_from_weights": Workload(
     mtf_jax.cells_from_weights,
     lambda key: _two(key, _weights, _knots),
@@ -223,6 +239,14 @@ WORKLOADS = {
     lambda r_t, q_t: mtf_jax.td_targets(r_t, 0.9, 1.0, q_t),
     lambda key: _two(key, lambda key: _uniform(key, _G), _ensemble),
     3 * _G * _M,
+  ),
+  "list_value": Workload(
+    mtf_jax.list_value, lambda key: (_list_of_values(key),), _L * _G * _M
+  ),
+  "list_td_targets": Workload(
+    lambda r_t, q_t: mtf_jax.list_td_targets(r_t, 0.9, jnp.ones(_L), q_t),
+    lambda key: _two(key, lambda key: _uniform(key, _G), _list_of_values),
+    3 * _L * _G * _M,
   ),
   "critic_loss": Workload(
     mtf_jax.critic_loss,

@@ -3,10 +3,12 @@
   python -m experiments.collect --world=synthetic --sessions=20000 \
     --out=runs/log.npz
 
-The policy explored around is the default weights (action 0) or `--action`.
+The policy explored around is the default weights (action 0) or `--action`. With
+`--items` the shown items are logged one by one, for learners of user-item pairs.
 """
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,11 @@ from mtf_jax.data import session_log
 from mtf_jax.data.behaviours import TASKS
 from mtf_jax.fitting import synthetic
 from mtf_jax.io import InputError
+from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.training.metrics import shown_steps
-from mtf_jax.worlds import log_parts
+from mtf_jax.worlds import candidates, env, log_parts
 from mtf_jax.worlds.leaving import LEAVING_MODELS
+from mtf_jax.worlds.rollout import ObserveFn
 from mtf_jax.worlds.world import World, fingerprint
 
 _WORLD = worlds.define_world()
@@ -34,6 +38,13 @@ _LEAVING = flags.DEFINE_enum(
 )
 _ACTION = flags.DEFINE_list(
   "action", None, "Action explored around, 10 numbers in [-1, 1]."
+)
+_ITEMS = flags.DEFINE_enum(
+  "items",
+  None,
+  list(policies.SHARINGS),
+  "Log the shown items; all candidates of a request deviate alike (list), or each"
+  " by itself (item).",
 )
 _SESSIONS = flags.DEFINE_integer("sessions", 20_000, "Sessions.", 1)
 _MAX_REQUESTS = flags.DEFINE_integer(
@@ -73,18 +84,31 @@ def _world() -> World:
   return world
 
 
+def _policy(action: jax.Array) -> tuple[policies.Act, Any, ObserveFn]:
+  """What acts, its parameters, and what it sees."""
+  if _ITEMS.value is None:
+    return policies.explore_in_box, action, env.observe
+  return (
+    policies.explore_each(policies.global_action, _ITEMS.value),
+    policies.PolicyParams(action, HALF_WIDTH, 0.0),
+    candidates.observe_candidates,
+  )
+
+
 def main() -> None:
   """Rolls out, packs, writes."""
   action, mesh = _action(), _mesh()
   world = _world()
+  act, params, observe_fn = _policy(action)
   log = log_parts.log_sessions(
     jax.random.key(_SEED.value),
     world,
-    policies.explore_in_box,
-    action,
+    act,
+    params,
     _SESSIONS.value,
     _MAX_REQUESTS.value,
     mesh=mesh,
+    observe_fn=observe_fn,
     on_step=shown_steps("sessions"),
   )
   world_fingerprint = fingerprint(world)

@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments import launch, worlds
 from mtf_jax.evaluation.tables import text as table_text
-from mtf_jax.io import MAX_SEED, InputError
+from mtf_jax.io import InputError
 from mtf_jax.studies.compare import config as config_lib
 from mtf_jax.studies.compare import study, tuning
 from mtf_jax.studies.compare.methods import ABLATIONS, METHODS, VERSIONS
@@ -36,13 +36,7 @@ _WORLD = worlds.define_world()
 _PRESET = flags.DEFINE_enum(
   "preset", "cpu", list(config_lib.PRESETS), "Size of the comparison."
 )
-_SEEDS = launch.define_integers(
-  "seeds",
-  [0],
-  "Seeds; each decides users, synthetic world, logs and learners.",
-  low=0,
-  high=MAX_SEED,
-)
+_SEEDS = launch.define_seeds()
 _LEARNERS = flags.DEFINE_list(
   "learners", ["all"], f"`all`, or methods: {', '.join(METHODS)}."
 )

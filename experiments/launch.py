@@ -320,6 +320,17 @@ def define_integers(
   )
 
 
+def define_seeds() -> flags.FlagHolder[list[int]]:
+  """The flag `--seeds` of a study that makes all of its own."""
+  return define_integers(
+    "seeds",
+    [0],
+    "Seeds; each decides users, synthetic world, logs and learners.",
+    low=0,
+    high=MAX_SEED,
+  )
+
+
 def numbers(flag: str, texts: Sequence[str]) -> list[float]:
   """The numbers that a flag's texts are; infinity is one, NaN is none.
 

@@ -19,6 +19,7 @@ from mtf_jax.kernels.fusion import (
   FusionSpec,
   FusionWeights,
   fused_log_score,
+  itemwise_log_score,
   rank_slate,
   weights_from_action,
 )
@@ -26,6 +27,8 @@ from mtf_jax.kernels.losses import (
   actor_loss,
   critic_loss,
   ensemble_mean_std,
+  list_td_targets,
+  list_value,
   td_targets,
 )
 from mtf_jax.kernels.monotone import (
@@ -60,7 +63,10 @@ __all__ = [
   "exceedance",
   "fused_log_score",
   "gaussian_log_prob",
+  "itemwise_log_score",
   "list_reward",
+  "list_td_targets",
+  "list_value",
   "monotone_fused_score",
   "rank_slate",
   "ranking_transfer_loss",

@@ -1,6 +1,7 @@
 """Policies as functions: what they answer, and two that need no training.
 
-Letters: `S` state features, `A` action components.
+Letters: `S` state features, `A` action components, `C` candidates, `F` item
+features.
 """
 
 import functools
@@ -11,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mtf_jax.data.shown_items import pair_observation
 from mtf_jax.kernels.exploration import (
   ActionBox,
   action_box,
@@ -25,6 +27,8 @@ from mtf_jax.kernels.exploration import (
 class Decision(NamedTuple):
   """What a policy answers to an observation.
 
+  A policy that answers each candidate by itself has a leading axis `C`.
+
   action: `[A]` normalised action to use.
   box: `[A]` bounds that the exploration could draw from.
   log_prob: scalar log density of the action.
@@ -35,8 +39,9 @@ class Decision(NamedTuple):
   log_prob: chex.Array
 
 
-# `act(params, observation [S], rng_key) -> Decision`.
-Act = Callable[[Any, jax.Array, jax.Array], Decision]
+# `act(params, observation, rng_key) -> Decision`; the observation is `[S]`, or
+# whatever else the caller shows the policy.
+Act = Callable[[Any, Any, jax.Array], Decision]
 
 
 # Where in the box the exploration draws.
@@ -90,6 +95,14 @@ def fixed_action(
   return Decision(
     params, ActionBox(params, params), jnp.zeros((), params.dtype)
   )
+
+
+def global_action(
+  params: jax.Array, observation: jax.Array, rng_key: jax.Array
+) -> jax.Array:
+  """`act` of a learner's form that answers `params [A]` to everything."""
+  del observation, rng_key
+  return params
 
 
 def explore_in_box(
@@ -150,3 +163,59 @@ def explore_around(act: Callable[..., jax.Array]) -> Act:
     return Decision(action, box, log_prob)
 
   return explore
+
+
+class CandidateObservation(NamedTuple):
+  """What a policy sees that answers each candidate by itself.
+
+  observation: `[S]` of the request.
+  features: `[C, F]` of its candidates.
+  """
+
+  observation: chex.Array
+  features: chex.Array
+
+
+# Whether all candidates of a request deviate alike, or each by itself.
+SHARINGS = ("list", "item")
+
+
+@functools.cache
+def explore_each(act: Callable[..., jax.Array], shared: str = "list") -> Act:
+  """The policy of `act` for each user-item pair, exploring around its answers.
+
+  One function for one `act`, as `explore_around`.
+
+  Args:
+    act: `(params, pair [S + F], rng_key) -> action [A]`, of a learner's
+      interface.
+    shared: "list" moves all candidates of a request by the same relative
+      deviation, each in its own box; "item" draws one for each.
+
+  Returns:
+    `act(params, observation, rng_key)` for `PolicyParams` and a
+    `CandidateObservation`. With "item" `log_prob` is the density of each draw,
+    not of an item that is shown: draws decide who is shown.
+
+  Raises:
+    ValueError: `shared` is none of `SHARINGS`.
+  """
+  if shared not in SHARINGS:
+    raise ValueError(
+      f"shared: expected one of {', '.join(SHARINGS)}, found {shared!r}."
+    )
+  explore = explore_around(act)
+
+  def explore_candidates(
+    policy: PolicyParams,
+    observation: CandidateObservation,
+    rng_key: jax.Array,
+  ) -> Decision:
+    pairs = pair_observation(*observation)
+    if shared == "list":
+      # One key for all on purpose: samplers deviate alike in each box.
+      return jax.vmap(explore, (None, 0, None))(policy, pairs, rng_key)
+    keys = jax.random.split(rng_key, pairs.shape[0])
+    return jax.vmap(explore, (None, 0, 0))(policy, pairs, keys)
+
+  return explore_candidates

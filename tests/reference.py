@@ -38,6 +38,22 @@ def fused_log_score(scores, power, bias):
   return value, scale
 
 
+def itemwise_log_score(scores, power, bias, mask):
+  count = max(mask.sum(), 1)
+  value = np.zeros(len(scores))
+  scale = np.zeros(len(scores))
+  for k in range(scores.shape[1]):
+    mean = sum(row[k] for row, valid in zip(scores, mask, strict=True) if valid)
+    mean = mean / count
+    for c, row in enumerate(scores):
+      own = math.log(max(row[k] + bias[c, k], FLOOR))
+      reference = math.log(max(mean + bias[c, k], FLOOR))
+      value[c] += power[c, k] * (own - reference)
+      # As in `fused_log_score`.
+      scale[c] += abs(power[c, k]) * (abs(own) + abs(reference) + 2)
+  return value, scale
+
+
 def cells_from_weights(power, bias, knots):
   logarithm = np.zeros(knots.shape)
   for k, row in enumerate(knots):
@@ -195,6 +211,18 @@ def td_targets(r_t, discount_t, bootstrap_weight_t, q_t):
         tail = discount_t * bootstrap_weight_t * q_t[g, m]
       value[g, m] = r_t[g] + tail
       scale[g, m] = abs(r_t[g]) + abs(tail)
+  return value, scale
+
+
+def list_td_targets(r_t, discount_t, bootstrap_weight_t, q_t):
+  value = np.zeros(q_t.shape[1:])
+  scale = np.zeros(q_t.shape[1:])
+  for g, m in np.ndindex(value.shape):
+    value[g, m], scale[g, m] = r_t[g], abs(r_t[g])
+    for weight, q in zip(bootstrap_weight_t, q_t[:, g, m], strict=True):
+      if discount_t != 0:
+        value[g, m] += discount_t * weight * q
+        scale[g, m] += abs(discount_t * weight * q)
   return value, scale
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mtf_jax.data.session_log import SessionLog
+from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.kernels.exploration import ActionBox
 
 
@@ -62,6 +63,25 @@ def observation_only(log, rows):
     exploration_held=emptied(log.exploration_held),
     reward=emptied(log.reward),
     feedback=emptied(log.feedback),
+  )
+
+
+def with_items(log, positions=3, features=2, seed=0):
+  """The log with shown items; the first one has the request's action and box."""
+  rng = np.random.default_rng(seed)
+  shape = (log.step.size, positions)
+  centre = (log.box.lower + log.box.upper)[:, None] / 2
+  moved = rng.uniform(-0.2, 0.2, (*shape, centre.shape[2])).astype(np.float32)
+  moved[:, 0] = 0
+  inside = ~log.bootstrap_only[:, None, None]
+  lower, upper = (bound[:, None] + moved for bound in log.box)
+  action = np.clip(log.action[:, None] + moved, lower, upper) * inside
+  return log._replace(
+    items=ShownItems(
+      features=rng.normal(size=(*shape, features)).astype(np.float32),
+      action=action.astype(np.float32),
+      box=ActionBox(lower, upper),
+    )
   )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtf_jax import networks
+from mtf_jax import networks, policies
 from mtf_jax.data import session_log, transitions
 from mtf_jax.fitting import synthetic
 from mtf_jax.learners import registry
@@ -18,6 +18,7 @@ from mtf_jax.learners.base import Learner, normalization_from
 from mtf_jax.studies.progressive.config import PRESETS
 from mtf_jax.training import loop
 from mtf_jax.training.config import TrainConfig
+from mtf_jax.worlds import candidates, rollout
 from tests.learners.test_conformance import Case
 from tests.session_logs import log_of, random_log
 
@@ -47,6 +48,16 @@ def test_the_log_of_the_guide_is_read(tmp_path, monkeypatch):
   inside = (log.action >= log.box.lower) & (log.action <= log.box.upper)
   assert inside[~log.bootstrap_only].all()
   np.testing.assert_allclose(log.log_prob[:5], -10 * np.log(0.3), rtol=1e-5)
+
+
+def test_a_policy_of_pairs_acts_as_the_guide_says(small_world):
+  learner = types.SimpleNamespace(act=policies.global_action)
+  given = {"policies": policies, "candidates": candidates, "rollout": rollout}
+  given |= {"learner": learner, "params": jnp.zeros(10), "world": small_world}
+  given |= {"key": jax.random.key(0)}
+  exec(_block_with("policies.explore_each("), given)
+  items = given["rows"].log.items
+  assert items.features.shape[:3] == (256, 9, small_world.slate_size)
 
 
 def test_the_environment_of_the_guide_takes_a_step(small_world, monkeypatch):

@@ -4,7 +4,7 @@ A row is one request. Rows of a session are consecutive, so the next observation
 and the next box are the next row and are not stored twice.
 
 Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
-`E` behaviours, `B` transitions of a batch.
+`E` behaviours, `B` transitions of a batch; and those of `shown_items`.
 """
 
 import json
@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import chex
 import numpy as np
 
-from mtf_jax.arrays import check_fields
+from mtf_jax.arrays import FieldType, check_fields
+from mtf_jax.data import shown_items
+from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.io import (
   InputError,
   as_array,
@@ -26,8 +28,9 @@ from mtf_jax.io import (
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.npz import Npz, open_npz, save_npz
 
-# 2: `exploration_held`. 3: a digest of the whole. 4: `session_id` of 64 bits.
-SCHEMA_VERSION = 4
+# 2: `exploration_held`. 3: a digest of the whole. 4: `session_id` of 64 bits. 5:
+# the columns of `shown_items`; a log without them is written as version 4.
+SCHEMA_VERSION = 5
 
 
 class SessionLog(NamedTuple):
@@ -57,6 +60,7 @@ class SessionLog(NamedTuple):
   session_id: int32 or int64 `[N]` constant over the consecutive rows of a
     session.
   step: int32 `[N]` request of the session, from 0.
+  items: the shown items one by one, or None where they were not logged.
   """
 
   observation: chex.Array
@@ -70,10 +74,11 @@ class SessionLog(NamedTuple):
   bootstrap_only: chex.Array
   session_id: chex.Array
   step: chex.Array
+  items: ShownItems | None = None
 
 
 # Flat name -> (dtype, letters of the shape). The order is that of the file.
-_FIELDS = {
+_FIELDS: dict[str, FieldType] = {
   "observation": (np.float32, "NS"),
   "action": (np.float32, "NA"),
   "box_lower": (np.float32, "NA"),
@@ -116,13 +121,18 @@ def _flatten(log: SessionLog) -> dict[str, np.ndarray]:
       )
   flat = {**log._asdict(), "box_lower": log.box.lower}
   flat["box_upper"] = log.box.upper
-  return {name: as_array(flat[name], name) for name in _FIELDS}
+  own = {name: as_array(flat[name], name) for name in _FIELDS}
+  return own | shown_items.flatten(log.items)
 
 
 def _unflatten(flat: Mapping[str, np.ndarray]) -> SessionLog:
-  fields = {name: flat[name] for name in SessionLog._fields if name != "box"}
+  fields = {name: flat[name] for name in SessionLog._fields if name in flat}
   box = ActionBox(lower=flat["box_lower"], upper=flat["box_upper"])
-  return SessionLog(box=box, **fields)
+  return SessionLog(box=box, items=shown_items.unflatten(flat), **fields)
+
+
+def _fields(with_items: bool) -> dict[str, FieldType]:
+  return _FIELDS | (shown_items.FIELDS if with_items else {})
 
 
 def validate(log: SessionLog) -> None:
@@ -140,7 +150,8 @@ def validate(log: SessionLog) -> None:
       session, and `bootstrap_only` rows with more than they may have.
   """
   flat = _flatten(log)
-  check_fields(flat, _FIELDS, {})
+  fields = _fields(log.items is not None)
+  check_fields(flat, fields, {})
   num_rows = flat["terminal"].shape[0]
   found = []
 
@@ -153,7 +164,7 @@ def validate(log: SessionLog) -> None:
         f" {int(np.argmax(rows))}"
       )
 
-  for name, (dtype, _) in _FIELDS.items():
+  for name, (dtype, _) in fields.items():
     if dtype is np.float32:
       note(f"{name} not finite", ~np.isfinite(flat[name]))
   action, lower, upper = flat["action"], flat["box_lower"], flat["box_upper"]
@@ -187,6 +198,9 @@ def validate(log: SessionLog) -> None:
     used = np.zeros(num_rows, bool)
     used[extra_row] = values.any(axis=tuple(range(1, values.ndim)))
     note(f"{name} not 0 beside bootstrap_only", used)
+  items = {name: flat[name] for name in flat if name in shown_items.FIELDS}
+  for what, bad in shown_items.bad_rows(items, extra).items():
+    note(what, bad)
   if found:
     raise InputError(f"log: expected valid rows, found {'; '.join(found)}.")
 
@@ -218,7 +232,9 @@ def save_sessions(
   validate(log)
   metadata = dict(metadata or {})
   _check_metadata(metadata)
-  header = json_text({"schema_version": SCHEMA_VERSION, "metadata": metadata})
+  # As before there were items: the same log is the same bytes.
+  version = SCHEMA_VERSION if log.items is not None else SCHEMA_VERSION - 1
+  header = json_text({"schema_version": version, "metadata": metadata})
   # A string is a plain unicode array: no pickle on either side.
   arrays = {**_flatten(log), _HEADER: np.asarray(header)}
   with replacing(path) as file:
@@ -254,8 +270,9 @@ def load_sessions(
     later = {name for name, (since, _) in _ADDED.items() if version < since}
     digested = version >= 3
     own = {_HEADER, _DIGEST} if digested else {_HEADER}
-    _check_names(set(archive.names), (_FIELDS.keys() - later) | own)
-    fields = {n: kind for n, kind in _FIELDS.items() if n not in later}
+    fields = _fields(with_items=version >= 5)
+    fields = {n: kind for n, kind in fields.items() if n not in later}
+    _check_names(set(archive.names), fields.keys() | own)
     check_fields({name: archive.layout(name) for name in fields}, fields, {})
     if digested:
       found = archive.digest([*fields, _HEADER])

@@ -10,6 +10,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from mtf_jax.data import session_log
@@ -20,7 +21,6 @@ from mtf_jax.data.log_manifest import (
 )
 from mtf_jax.data.session_log import SessionLog
 from mtf_jax.io import InputError, naming
-from mtf_jax.kernels.exploration import ActionBox
 
 # In every session file of a folder: the import that it belongs to.
 IMPORT = "import"
@@ -54,6 +54,7 @@ class ShardedLog(NamedTuple):
     shard = self.manifest.shards[number]
     path = self.folder / shard.file
     log, _ = session_log.load_sessions(path, expected_digest=shard.digest)
+    _refuse_items(log, path)
     sizes = (
       *(log.observation.shape[1], log.action.shape[1]),
       *(log.reward.shape[1], log.feedback.shape[1], log.terminal.shape[0]),
@@ -80,6 +81,14 @@ class ShardedLog(NamedTuple):
     for number in range(len(self.manifest.shards)):
       start = copy_rows(self.load(number), whole, start)
     return whole
+
+
+def _refuse_items(log: SessionLog, path: pathlib.Path) -> None:
+  if log.items is not None:
+    raise InputError(
+      f"{path}: expected rows without shown items, which a manifest does not"
+      " know, found some with them."
+    )
 
 
 def _sizes(manifest: LogManifest) -> tuple[int, int, int, int]:
@@ -141,6 +150,7 @@ def write_shard(
     OSError: it could not be written.
   """
   path = folder / f"shard-{number:05d}.npz"
+  _refuse_items(log, path)
   with naming(path):
     digest = session_log.save_sessions(path, log, {IMPORT: import_id})
   starts = num_transitions(log)
@@ -202,21 +212,15 @@ def empty_like(log: SessionLog, rows: int) -> SessionLog:
   def empty(array: np.ndarray) -> np.ndarray:
     return np.zeros((rows, *array.shape[1:]), array.dtype)
 
-  box = ActionBox(lower=empty(log.box.lower), upper=empty(log.box.upper))
-  fields = {
-    name: empty(getattr(log, name))
-    for name in SessionLog._fields
-    if name != "box"
-  }
-  return SessionLog(box=box, **fields)
+  return jax.tree.map(empty, log)
 
 
 def copy_rows(source: SessionLog, target: SessionLog, start: int) -> int:
   """Copies a log's rows into a larger one; returns the row after them."""
   stop = start + len(source.terminal)
-  for name in SessionLog._fields:
-    if name != "box":
-      getattr(target, name)[start:stop] = getattr(source, name)
-  target.box.lower[start:stop] = source.box.lower
-  target.box.upper[start:stop] = source.box.upper
+
+  def copy(column: np.ndarray, room: np.ndarray) -> None:
+    room[start:stop] = column
+
+  jax.tree.map(copy, source, target)
   return stop

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtf_jax.data.session_log import SessionLog
+from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.io import InputError, as_array
 from mtf_jax.kernels.exploration import ActionBox
 
@@ -39,6 +40,8 @@ class Transition(NamedTuple):
   action_logged_t: bool scalar, whether there is one: not where `discount_t` is
     0, nor where the log was cut and only the observation is known; or None.
   step_tm1: int32 scalar, requests of the session before this one; or None.
+  items_tm1: the shown items, `[L, F]`, `[L, A]`; None where the log has none.
+  items_t: those of the request that follows, arbitrary where `discount_t` is 0.
   """
 
   observation_tm1: chex.Array
@@ -53,13 +56,15 @@ class Transition(NamedTuple):
   action_t: chex.Array | None = None
   action_logged_t: chex.Array | None = None
   step_tm1: chex.Array | None = None
+  items_tm1: ShownItems | None = None
+  items_t: ShownItems | None = None
 
 
 class Rows(NamedTuple):
   """Rows that transitions are made of, `[N, ...]`, on the device.
 
   observation, action, box, log_prob, exploration_held, reward, terminal,
-    bootstrap_only, step: the fields of `SessionLog`.
+    bootstrap_only, step, items: the fields of `SessionLog`.
   valid: bool, whether the row exists. Rows of a round keep the places of
     requests that did not take place, so that every round has one shape.
   """
@@ -74,13 +79,14 @@ class Rows(NamedTuple):
   bootstrap_only: jax.Array
   step: jax.Array
   valid: jax.Array
+  items: ShownItems | None = None
 
 
 class TransitionDataset(NamedTuple):
   """Rows of a log on the device, ready to be drawn from inside jit.
 
-  observation, action, box, log_prob, exploration_held, step: the fields of
-    `SessionLog`.
+  observation, action, box, log_prob, exploration_held, step, items: the fields
+    of `SessionLog`.
   reward, discount, next_row: float32 `[N, G]`, float32 `[N]`, int32 `[N]`:
     `r_t` and `discount_t` of the transition that starts at a row, and the row
     of its `observation_t`.
@@ -103,6 +109,7 @@ class TransitionDataset(NamedTuple):
   step: jax.Array
   start_row: jax.Array
   num_transitions: jax.Array
+  items: ShownItems | None = None
 
 
 # What the end of a session means that the log cut, see `dataset_from`.
@@ -206,6 +213,7 @@ def dataset_from(
     step=rows.step,
     start_row=start_row,
     num_transitions=num_transitions,
+    items=rows.items,
   )
 
 
@@ -336,6 +344,10 @@ def take_transitions(
   """
   row = dataset.start_row[number]
   next_row = dataset.next_row[row]
+
+  def items_of(rows: jax.Array) -> ShownItems | None:
+    return jax.tree.map(lambda column: column[rows], dataset.items)
+
   return Transition(
     observation_tm1=dataset.observation[row],
     action_tm1=dataset.action[row],
@@ -349,4 +361,6 @@ def take_transitions(
     action_t=dataset.action[next_row],
     action_logged_t=dataset.next_is_request[row],
     step_tm1=dataset.step[row],
+    items_tm1=items_of(row),
+    items_t=items_of(next_row),
   )

@@ -5,6 +5,8 @@ Letters: `C` candidates of a request, `K` tasks, `L` slate positions.
 References:
   [1] Liu et al., "UnifiedRL: A Reinforcement Learning Algorithm Tailored for
   Multi-Task Fusion in Large-Scale Recommender Systems", arXiv 2404.17589.
+  [2] Liu et al., "An Enhanced-State Reinforcement Learning Algorithm for
+  Multi-Task Fusion in Large-Scale Recommender Systems", arXiv 2409.11678.
 """
 
 from typing import Any, NamedTuple
@@ -127,11 +129,71 @@ def fused_log_score(scores: chex.Array, weights: FusionWeights) -> jax.Array:
   # the operands of a float32 matrix product.
   log_score: Any = 0  # An array from the first task on.
   for k in range(scores.shape[1]):
-    shifted = scores[:, k] + bias[k]
-    # Not `maximum`, which hands on half the gradient, 5e11, at the floor itself.
-    shifted = jnp.where(shifted <= SCORE_FLOOR, SCORE_FLOOR, shifted)
-    log_score += power[k] * jnp.log(shifted)
+    log_score += power[k] * _floored_log(scores[:, k] + bias[k])
   return log_score.astype(dtype)
+
+
+def _floored_log(shifted: jax.Array) -> jax.Array:
+  # Not `maximum`, which hands on half the gradient, 5e11, at the floor itself.
+  return jnp.log(jnp.where(shifted <= SCORE_FLOOR, SCORE_FLOOR, shifted))
+
+
+def itemwise_log_score(
+  scores: chex.Array,
+  weights: FusionWeights,
+  mask: chex.Array | None = None,
+) -> jax.Array:
+  """Eq. 1 of [1] with weights of each candidate's own, as in [2].
+
+  `sum_k power_ck (log(score_ck + bias_ck) - log(mean_k + bias_ck))`, `mean_k`
+  the mean score of the request's valid candidates: Eq. 1 relative to a
+  candidate that has these scores and the same weights. One that is like the
+  mean has 0 whatever its weights, so weights say how scores count and cannot
+  lift a candidate by themselves, nor does the unit of a score matter. With one
+  set of weights for all candidates the order is that of `fused_log_score`. The
+  reference is ours: [2] does not say how candidates are compared.
+
+  Args:
+    scores: `[C, K]` predicted scores of one request's candidates, non-negative.
+    weights: powers and biases, `[C, K]` each.
+    mask: `[C]` bool, False for candidates that are not there, whose scores are
+      not part of the mean; all valid if omitted.
+
+  Returns:
+    `[C]` fused log scores, unit-free, NaN where a score is NaN, and everywhere
+    if it is one of a valid candidate.
+
+  Raises:
+    ValueError: wrong shape or dtype.
+  """
+  (scores, power, bias), dtype = _checks.floats(
+    {
+      "scores": (scores, "C K"),
+      "weights.power": (weights.power, "C K"),
+      "weights.bias": (weights.bias, "C K"),
+    }
+  )
+  valid = jnp.ones_like(scores[:, 0], jnp.bool_)
+  if mask is not None:
+    valid = _mask_of(mask, valid, "scores")
+  count = jnp.maximum(jnp.sum(valid, dtype=scores.dtype), 1)
+  log_score: Any = 0  # Task by task, see `fused_log_score`.
+  for k in range(scores.shape[1]):
+    mean = jnp.sum(jnp.where(valid, scores[:, k], 0)) / count
+    own = _floored_log(scores[:, k] + bias[:, k])
+    log_score += power[:, k] * (own - _floored_log(mean + bias[:, k]))
+  return log_score.astype(dtype)
+
+
+def _mask_of(mask: chex.Array, like: jax.Array, name: str) -> jax.Array:
+  """The mask, or `ValueError` if it is not bool `[C]` as `like`, of `name`."""
+  mask = jnp.asarray(mask)
+  if mask.shape != like.shape or mask.dtype != jnp.bool_:
+    raise ValueError(
+      f"mask: expected bool of shape {like.shape} as {name}, found"
+      f" {mask.dtype.name} of shape {mask.shape}."
+    )
+  return mask
 
 
 def _walk_down(key: jax.Array, slate_size: int) -> tuple[jax.Array, jax.Array]:
@@ -192,13 +254,7 @@ def rank_slate(
   key = jnp.where(jnp.isnan(log_scores), lowest, log_scores)
   key = jnp.where(key == 0, 0, jnp.maximum(key, lowest))
   if mask is not None:
-    mask = jnp.asarray(mask)
-    if mask.shape != key.shape or mask.dtype != jnp.bool_:
-      raise ValueError(
-        f"mask: expected bool of shape {key.shape} as log_scores, found"
-        f" {mask.dtype.name} of shape {mask.shape}."
-      )
-    key = jnp.where(mask, key, -jnp.inf)
+    key = jnp.where(_mask_of(mask, key, "log_scores"), key, -jnp.inf)
   # Exported for any number of candidates: the program that suits few.
   if export.is_symbolic_dim(key.shape[0]) or key.shape[0] <= _WALK_UP_TO:
     best_key, best_index = _walk_down(key, slate_size)

@@ -1,11 +1,14 @@
 """What critics and actors minimise: targets and losses of one transition.
 
-Letters: `G` reward groups (q in [1]), `M` critics of a group (m in [1]).
+Letters: `G` reward groups (q in [1]), `M` critics of a group (m in [1]), `L` items
+of a shown list.
 
 References:
   [1] Liu et al., "UnifiedRL: A Reinforcement Learning Algorithm Tailored for
   Multi-Task Fusion in Large-Scale Recommender Systems", arXiv 2404.17589,
   actor and critic losses.
+  [2] Liu et al., "An Enhanced-State Reinforcement Learning Algorithm for
+  Multi-Task Fusion in Large-Scale Recommender Systems", arXiv 2409.11678.
 """
 
 import chex
@@ -106,6 +109,63 @@ def td_targets(
   bootstrap = jnp.where(
     discount_t == 0, 0, discount_t * bootstrap_weight_t * q_t
   )
+  return lax.stop_gradient((r_t[:, None] + bootstrap).astype(dtype))
+
+
+def list_value(q: chex.Array) -> jax.Array:
+  """Value of a shown list by the values of its items, critic loss of [2].
+
+  `Q_gm = sum_l Q_gm(s, x_l, a_l)`, each item with a state and an action of its
+  own where [1] has one of the request: what follows is known of the list alone.
+
+  Args:
+    q: `[L, G, M]` critics' values of the shown items, in units of the return.
+
+  Returns:
+    `[G, M]`, same unit; the values themselves for a list of one item.
+
+  Raises:
+    ValueError: wrong rank, an empty axis, or a dtype that is not a float.
+  """
+  (q,), dtype = _checks.floats({"q": (q, "L G M")})
+  return jnp.sum(q, axis=0).astype(dtype)
+
+
+def list_td_targets(
+  r_t: chex.Array,
+  discount_t: chex.Numeric,
+  bootstrap_weight_t: chex.Array,
+  q_t: chex.Array,
+) -> jax.Array:
+  """Regression targets of a shown list's value, critic loss of [2].
+
+  `y_gm = r_g + discount * sum_l phi_l Q'_gm(s', x'_l, mu'(s', x'_l))`, the
+  reward that of the list. For a list of one item it is `td_targets` of [1]. That
+  each item has a phi of its own is ours; [2] does not say.
+
+  Args:
+    r_t: `[G]` rewards of the list, in any unit.
+    discount_t: scalar discount factor gamma, 0 if the session ended, in [0, 1];
+      at 0 nothing else is read, as in `td_targets`.
+    bootstrap_weight_t: `[L]` phi of each item of the next list, in [0, 1].
+    q_t: `[L, G, M]` target critics' values of these items, unit of `r_t`.
+
+  Returns:
+    `[G, M]` targets, in the unit of `r_t`; no gradient flows.
+
+  Raises:
+    ValueError: wrong rank, different `G` or `L`, or a dtype that is not a float.
+  """
+  (r_t, discount_t, bootstrap_weight_t, q_t), dtype = _checks.floats(
+    {
+      "r_t": (r_t, "G"),
+      "discount_t": (discount_t, ""),
+      "bootstrap_weight_t": (bootstrap_weight_t, "L"),
+      "q_t": (q_t, "L G M"),
+    }
+  )
+  weight = (discount_t * bootstrap_weight_t)[:, None, None]
+  bootstrap = jnp.sum(jnp.where(discount_t == 0, 0, weight * q_t), axis=0)
   return lax.stop_gradient((r_t[:, None] + bootstrap).astype(dtype))
 
 

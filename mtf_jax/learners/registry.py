@@ -10,6 +10,7 @@ from mtf_jax.learners import (
   bcq,
   constrained_rl,
   cql,
+  enhanced_rl,
   integrated_rl,
   iql,
   sac_n,
@@ -30,6 +31,8 @@ class Entry(NamedTuple):
     units of its frame, and not a part of it.
   closed_form: whether a round is one update, see `Learner.fit`.
   max_rounds: of progressive training; None for any number.
+  of_pairs: whether states and actions are those of user-item pairs: it learns
+    from logs with shown items, and acts on each candidate.
   """
 
   build: Callable[..., Learner]
@@ -37,6 +40,7 @@ class Entry(NamedTuple):
   actor_answers: bool = True
   closed_form: bool = False
   max_rounds: int | None = None
+  of_pairs: bool = False
 
 
 def _bc(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
@@ -65,6 +69,9 @@ LEARNERS = {
   ),
   "constrained_rl": Entry(
     constrained_rl.constrained_rl, constrained_rl.Hyperparams
+  ),
+  "enhanced_rl": Entry(
+    enhanced_rl.enhanced_rl, enhanced_rl.Hyperparams, of_pairs=True
   ),
   "bc": Entry(_bc, bc.Hyperparams),
   "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),

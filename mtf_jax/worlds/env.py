@@ -230,7 +230,8 @@ def serve(
   Args:
     world: the world.
     state: the session, which is taken to be going on.
-    action: `[A]` normalised action, see `fusion.weights_from_action`.
+    action: `[A]` normalised action, see `fusion.weights_from_action`; or
+      `[C, A]`, one for each candidate, see `fusion.itemwise_log_score`.
 
   Returns:
     Places `[L]` of the shown items in the user's pool, the state after the
@@ -239,16 +240,21 @@ def serve(
   Raises:
     ValueError: the action's shape or dtype is wrong.
   """
-  if jnp.shape(action) != (world.num_actions,):
+  of_all, of_each = (
+    (world.num_actions,),
+    (world.num_candidates, world.num_actions),
+  )
+  if jnp.shape(action) not in (of_all, of_each):
     raise ValueError(
-      f"action: expected shape ({world.num_actions},), found"
+      f"action: expected shape {of_all}, or {of_each} for each candidate, found"
       f" {jnp.shape(action)}."
     )
   slots = candidate_slots(world, state)
-  weights = fusion.weights_from_action(action, world.fusion_spec)
-  log_scores = fusion.fused_log_score(
-    lookup_scores(world.scores, state.user, slots), weights
-  )
+  scores = lookup_scores(world.scores, state.user, slots)
+  weigh, fuse = fusion.weights_from_action, fusion.fused_log_score
+  if jnp.ndim(action) == 2:
+    weigh, fuse = jax.vmap(weigh, (0, None)), fusion.itemwise_log_score
+  log_scores = fuse(scores, weigh(action, world.fusion_spec))
   slate = fusion.rank_slate(log_scores, world.slate_size)
   shown_slots = slots[slate]
   items = world.pool[state.user, shown_slots].astype(jnp.int32)
@@ -300,7 +306,7 @@ def step(
   Args:
     world: the world.
     state: the session.
-    action: `[A]` normalised action, see `fusion.weights_from_action`.
+    action: as in `serve`.
 
   Returns:
     The state after the request and what it brought. A session that has ended

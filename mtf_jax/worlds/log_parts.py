@@ -14,6 +14,7 @@ from mtf_jax.data.session_log import SessionLog
 from mtf_jax.policies import Act
 from mtf_jax.steps import OnStep, Steps, nobody
 from mtf_jax.worlds import rollout as rollout_lib
+from mtf_jax.worlds.env import observe
 from mtf_jax.worlds.world import World
 
 _PART = 2048  # sessions whose padded rows are in memory at a time
@@ -29,6 +30,8 @@ def log_sessions(
   *,
   part: int = _PART,
   mesh: Mesh | None = None,
+  exploration: str = "request",
+  observe_fn: rollout_lib.ObserveFn = observe,
   on_step: OnStep = nobody,
 ) -> SessionLog:
   """The log of `rollout.rollout`, with the padding of one part at a time.
@@ -36,6 +39,7 @@ def log_sessions(
   Args:
     rng_key, world, act, params, num_sessions, max_requests: as in `rollout`.
     part: sessions of a part.
+    exploration, observe_fn: as in `rollout`.
     mesh: a part's sessions are divided over its axis `data`; one device if omitted.
     on_step: told how many sessions are logged.
 
@@ -56,7 +60,9 @@ def log_sessions(
       act,
       params,
       max_requests,
-      mesh=mesh,
+      exploration,
+      mesh,
+      observe_fn,
     )
     kept = (wanted < num_sessions)[:, None]
     log = rollout_lib.pack(rows._replace(valid=np.asarray(rows.valid) & kept))

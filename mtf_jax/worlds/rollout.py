@@ -15,8 +15,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mtf_jax.data.session_log import SessionLog
+from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.over_mesh import over_data
 from mtf_jax.policies import Act, Decision, is_held, request_key
+from mtf_jax.worlds.candidates import as_logged
 from mtf_jax.worlds.env import (
   SessionState,
   StepResult,
@@ -149,6 +151,7 @@ def rollout(
   max_requests: int,
   exploration: str = "request",
   mesh: Mesh | None = None,
+  observe_fn: ObserveFn = observe,
 ) -> Rollout:
   """Logs sessions of a policy.
 
@@ -166,6 +169,9 @@ def rollout(
       action in either case, see `SessionLog.exploration_held`.
     mesh: the sessions are divided over its axis `data`, static; one device if
       omitted.
+    observe_fn: what the policy sees, static; `candidates.observe_candidates`
+      for one that answers each candidate by itself, whose shown items are then
+      logged.
 
   Returns:
     The rows; `pack` makes them a `SessionLog`.
@@ -181,11 +187,13 @@ def rollout(
     max_requests,
     exploration,
     mesh,
+    observe_fn,
   )
 
 
 @functools.partial(
-  jax.jit, static_argnames=("act", "max_requests", "exploration", "mesh")
+  jax.jit,
+  static_argnames=("act", "max_requests", "exploration", "mesh", "observe_fn"),
 )
 def rollout_of(
   keys: tuple[jax.Array, jax.Array],
@@ -195,12 +203,14 @@ def rollout_of(
   max_requests: int,
   exploration: str = "request",
   mesh: Mesh | None = None,
+  observe_fn: ObserveFn = observe,
 ) -> Rollout:
   """Logs the sessions of some keys; otherwise as `rollout`.
 
   Args:
     keys: of `session_keys`, or some of them, `[B]` each.
-    world, act, params, max_requests, exploration, mesh: as in `rollout`.
+    world, act, params, max_requests, exploration, mesh, observe_fn: as in
+      `rollout`.
 
   Returns:
     The rows; sessions are numbered from 0.
@@ -210,16 +220,19 @@ def rollout_of(
   """
   held = is_held(exploration)
 
+  def logged(state, observation, decision, slots):
+    if jnp.ndim(decision.action) == 1:
+      return observation, decision, None
+    return as_logged(world, state, observation, decision, slots)
+
   def emit(_, request):
-    return None, (
-      request.observation,
-      request.decision,
-      request.result,
-      request.state.active,
+    row = logged(
+      request.state, request.observation, request.decision, request.slots
     )
+    return None, (*row, request.result, request.state.active)
 
   def one(world_key, policy_key):
-    last, _, (observations, decisions, results, active) = scan_requests(
+    last, _, (observations, decisions, items, results, active) = scan_requests(
       world,
       act,
       params,
@@ -228,10 +241,14 @@ def rollout_of(
       emit,
       max_requests=max_requests,
       held=held,
+      observe_fn=observe_fn,
     )
-    # The observation and the box after a cut, of a request never served.
-    final = observe(world, last)
-    box = act(params, final, request_key(policy_key, last.step, held)).box
+    # The observation and the box after a cut, of a request never served; and the
+    # list that it would have shown.
+    seen = observe_fn(world, last)
+    answer = act(params, seen, request_key(policy_key, last.step, held))
+    slots, _, _ = serve(world, last, answer.action)
+    final, answer, final_items = logged(last, seen, answer, slots)
 
     def with_row(rows, row):
       keep = active.reshape((-1,) + (1,) * (rows.ndim - 1))
@@ -247,7 +264,7 @@ def rollout_of(
     log = SessionLog(
       observation=with_row(observations, final),
       action=no_row(decisions.action),
-      box=jax.tree.map(with_row, decisions.box, box),
+      box=jax.tree.map(with_row, decisions.box, answer.box),
       log_prob=no_row(decisions.log_prob),
       exploration_held=no_row(jnp.full_like(active, held)),
       reward=no_row(results.reward),
@@ -256,6 +273,13 @@ def rollout_of(
       bootstrap_only=valid & (step_number == max_requests),
       session_id=jnp.zeros_like(step_number),
       step=jnp.where(valid, step_number, 0),
+      items=None
+      if items is None
+      else ShownItems(
+        features=with_row(items.features, final_items.features),
+        action=no_row(items.action),
+        box=jax.tree.map(with_row, items.box, final_items.box),
+      ),
     )
     return Rollout(log=log, valid=valid)
 

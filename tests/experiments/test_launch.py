@@ -24,6 +24,7 @@ _NEEDS = {
   "experiments.pareto": ["--run=folder"],
   "experiments.plot_exploration": [],
   "experiments.progressive": [],
+  "experiments.successors": [],
   "experiments.train": ["--dataset=log.npz", "--out_dir=new"],
   "benchmarks.catalogue": [],
   "benchmarks.containers": [],
@@ -52,6 +53,7 @@ _IN_FILE = {
   "benchmarks.own_log": "world",
   "experiments.log_gauc": "world",
   "experiments.progressive": "world",
+  "experiments.successors": "world",
   "experiments.train": "dataset",
 }
 _IN_DIR = {
@@ -68,7 +70,7 @@ _IN_DIR = {
 _OUT_DIR = (
   *("experiments.audit_world", "experiments.export_policy"),
   *("experiments.fit_constants", "experiments.progressive"),
-  "experiments.pareto",
+  *("experiments.pareto", "experiments.successors"),
   *("experiments.import_log", "experiments.train"),
   *("benchmarks.platform_log", "benchmarks.scale"),
 )
@@ -93,6 +95,7 @@ _SEED = {
   "experiments.log_gauc": "seed",
   "experiments.pareto": "seed",
   "experiments.progressive": "seeds",
+  "experiments.successors": "seeds",
   "experiments.train": "seed",
   "benchmarks.trained_elsewhere": "seeds",
 }
@@ -137,6 +140,7 @@ def _cases():
   yield from (
     ("experiments.collect", "--out=new/", "found the name of a folder"),
     ("experiments.collect", "--size=huge", "small|base|large"),
+    ("experiments.collect", "--items=no", "list|item"),
     ("experiments.collect", "--leaving=no", "satisfaction_floor|"),
     ("experiments.collect", "--sessions=0", "0 is not a positive integer"),
     ("experiments.collect", "--action=1,x", "expected a number, found 'x'"),
@@ -153,14 +157,18 @@ def _cases():
     ("experiments.plot_exploration", "--out=a.gif", "a name ending in .png or"),
     ("experiments.plot_exploration", "--sharpness=nan", "a positive finite"),
     ("experiments.progressive", "--seeds=1,1", "--seeds: expected different"),
+    ("experiments.progressive", "--learners=enhanced_rl", "from shown items"),
     ("experiments.progressive", "--seeds=1_0", "integers from 0 to 429496"),
     ("experiments.progressive", "--seeds=\u0663", "integers from 0 to 429496"),
     ("experiments.progressive", "--resume", "there is no run in"),
+    ("experiments.successors", "--learners=bcc", "--learners: expected diff"),
+    ("experiments.successors", "--shared=", "--shared: expected different"),
     (
       "experiments.train",
       "--coordinator=127.0.0.1:1",
       "--process_id together, found --num_processes, --process_id missing.",
     ),
+    ("experiments.train", "--learner=enhanced_rl", "shown items (item_feat"),
     ("experiments.train", "--processes=auto", "expected SLURM, Open MPI, Kube"),
     ("experiments.train", "--mesh=data:3,model:2", "mesh: expected data, crit"),
     ("experiments.train", "--mesh=data:9999", "mesh: expected at most"),

@@ -2,10 +2,10 @@
 
 import importlib.util
 
+import jax
 import numpy as np
 import pytest
 
-from mtf_jax.data.session_log import SessionLog
 from mtf_jax.interop import datasets
 from mtf_jax.interop.side_rows import (
   load_side_rows,
@@ -58,12 +58,11 @@ def _log():
 
 
 def _check_same(ours, log):
-  for name in SessionLog._fields:
-    for found, expected in zip(
-      *(np.atleast_2d(getattr(x, name)) for x in (ours, log)), strict=True
-    ):
-      assert found.dtype == expected.dtype, name
-      np.testing.assert_array_equal(found, expected, name)
+  def check(found, expected):
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+  jax.tree.map(check, ours, log)
 
 
 def test_side_rows_go_through_a_file(tmp_path):
@@ -155,16 +154,7 @@ def test_d3rlpy_refusals():
   dataset, side = datasets.to_d3rlpy(log)
   with pytest.raises(InputError, match="reward: expected the weighted sums"):
     datasets.from_d3rlpy(dataset, side._replace(reward=side.reward + 1))
-  fewer, _ = datasets.to_d3rlpy(
-    SessionLog(
-      *(
-        ActionBox(*(bound[:9] for bound in column))
-        if isinstance(column, ActionBox)
-        else column[:9]
-        for column in log
-      )
-    )
-  )
+  fewer, _ = datasets.to_d3rlpy(jax.tree.map(lambda column: column[:9], log))
   with pytest.raises(InputError, match=r"dataset: expected 4 episodes .* 3"):
     datasets.from_d3rlpy(fewer, side)
 
@@ -211,11 +201,7 @@ def test_minari_and_back(minari_folder):
 
 
 def _rows(log, rows):
-  columns = log._asdict()
-  columns["box"] = ActionBox(*(bound[rows] for bound in log.box))
-  return SessionLog(
-    **{n: v if n == "box" else v[rows] for n, v in columns.items()}
-  )
+  return jax.tree.map(lambda column: column[rows], log)
 
 
 @needs_minari

@@ -83,6 +83,21 @@ def test_fused_log_score(data):
   _assert_close(actual, *reference.fused_log_score(*_wide(scores, power, bias)))
 
 
+@hypothesis.given(st.data())
+def test_itemwise_log_score(data):
+  c, k = data.draw(_CANDIDATES), data.draw(_TASKS)
+  scores = data.draw(_array((c, k), _numbers(0, 1e4, 1e-30, 1e-12, 1e-6, 1)))
+  power = data.draw(_array((c, k), _numbers(-3, 3, 0)))
+  bias = data.draw(_array((c, k), _numbers(0, 10, 1e-6)))
+  mask = data.draw(hnp.arrays(bool, c))
+  actual = _jit(mtf_jax.itemwise_log_score)(
+    scores, mtf_jax.FusionWeights(power, bias), mask
+  )
+  _assert_close(
+    actual, *reference.itemwise_log_score(*_wide(scores, power, bias), mask)
+  )
+
+
 def _draw_knots(data, k):
   j = data.draw(st.sampled_from([2, 3, 16]))
   # Binary fractions: no two knots fall together in float32.
@@ -290,6 +305,23 @@ def test_td_targets(data):
   _assert_close(
     _jit(mtf_jax.td_targets)(r_t, discount_t, weight, q_t),
     *reference.td_targets(*_wide(r_t, discount_t, weight, q_t)),
+  )
+
+
+@hypothesis.given(st.data())
+def test_list_values_and_targets(data):
+  shape = (data.draw(st.sampled_from([1, 2, 5])), *data.draw(_ENSEMBLES))
+  r_t = data.draw(_array(shape[1], _numbers(-100, 100, 0)))
+  discount_t = data.draw(_numbers(0, 1, 0.9))
+  weight = data.draw(_array(shape[0], _numbers(0, 1)))
+  q_t = data.draw(_array(shape, _numbers(-1e4, 1e4, 0)))
+  value, size = (q.sum(axis=0) for q in (*_wide(q_t), *_wide(np.abs(q_t))))
+  _assert_close(_jit(mtf_jax.list_value)(q_t), value, size)
+  if discount_t == 0:
+    q_t = np.full_like(q_t, np.nan)  # Must not be read.
+  _assert_close(
+    _jit(mtf_jax.list_td_targets)(r_t, discount_t, weight, q_t),
+    *reference.list_td_targets(*_wide(r_t, discount_t, weight, q_t)),
   )
 
 

@@ -67,6 +67,12 @@ def _weights(rng):
   return mtf_jax.FusionWeights(rng.uniform(0.5, 2, _K), rng.uniform(0.1, 1, _K))
 
 
+def _weights_of_each(rng):
+  return mtf_jax.FusionWeights(
+    rng.uniform(0.5, 2, (_C, _K)), rng.uniform(0.1, 1, (_C, _K))
+  )
+
+
 def _spec(rng):
   return mtf_jax.FusionSpec(*rng.uniform(0.1, 2, (4, _K)))
 
@@ -83,6 +89,7 @@ def _cells(rng):
 _KNOTS = np.broadcast_to(np.linspace(0.0, 1.0, _J), (_K, _J))
 _FLAT = mtf_jax.MonotoneCells(_KNOTS, np.zeros(_K), np.zeros((_K, _J - 1)))
 _STEEP = _FLAT._replace(increments=np.full((_K, _J - 1), 1e4))
+_NO_BIAS = mtf_jax.FusionWeights(np.ones((_C, _K)), np.zeros((_C, _K)))
 _UNIT_BOX = mtf_jax.ActionBox(np.full(_A, -0.5), np.full(_A, 0.5))
 _POINT_BOX = mtf_jax.ActionBox(np.full(_A, 0.25), np.full(_A, 0.25))
 
@@ -109,6 +116,30 @@ CASES = {
       {
         "scores": np.full((_C, _K), 1e-12),
         "weights": mtf_jax.FusionWeights(np.ones(_K), np.zeros(_K)),
+      },
+    ),
+  ),
+  "itemwise_log_score": Case(
+    lambda rng: {
+      "scores": rng.uniform(0, 1, (_C, _K)),
+      "weights": _weights_of_each(rng),
+    },
+    edges=(
+      {"scores": np.zeros((_C, _K)), "weights": _NO_BIAS},
+      {"scores": np.full((_C, _K), 1e-12), "weights": _NO_BIAS},
+    ),
+  ),
+  "itemwise_log_score: mask": Case(
+    lambda rng: {
+      "scores": rng.uniform(0, 1, (_C, _K)),
+      "weights": _weights_of_each(rng),
+      "mask": rng.uniform(size=_C) < 0.5,
+    },
+    edges=(
+      {
+        "scores": np.ones((_C, _K)),
+        "weights": _NO_BIAS,
+        "mask": np.zeros(_C, bool),
       },
     ),
   ),
@@ -321,6 +352,26 @@ CASES = {
       },
     ),
   ),
+  "list_value": Case(
+    lambda rng: {"q": rng.normal(size=(_L, _G, _M))},
+    edges=({"q": np.zeros((1, _G, _M))},),
+  ),
+  "list_td_targets": Case(
+    lambda rng: {
+      "r_t": rng.uniform(0, 1, _G),
+      "discount_t": rng.uniform(0.5, 1),
+      "bootstrap_weight_t": rng.uniform(0.1, 1, _L),
+      "q_t": rng.normal(size=(_L, _G, _M)),
+    },
+    edges=(
+      {
+        "r_t": np.ones(_G),
+        "discount_t": 0.0,
+        "bootstrap_weight_t": np.zeros(_L),
+        "q_t": np.full((_L, _G, _M), np.inf),
+      },
+    ),
+  ),
   "critic_loss": Case(
     lambda rng: {
       "q_tm1": rng.normal(size=(_G, _M)),
@@ -452,7 +503,13 @@ def test_jit_equals_eager_and_keeps_dtype(name, dtype):
 
 
 def _wide(tree):
-  return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+  """In float64; a mask stays one."""
+
+  def wide(leaf):
+    leaf = np.asarray(leaf)
+    return leaf if leaf.dtype == bool else leaf.astype(np.float64)
+
+  return jax.tree.map(wide, tree)
 
 
 @_each_deterministic
@@ -461,7 +518,9 @@ def test_float64_is_computed_in_float64(name):
     pytest.skip("nothing moves it by little")
   # Move the float32 inputs by 1e-12: float64 has to notice, in proportion.
   floats = _wide(_arguments(name))
-  nudged = jax.tree.map(lambda x: x * (1 + 1e-12), floats)
+  nudged = jax.tree.map(
+    lambda x: x if x.dtype == bool else x * (1 + 1e-12), floats
+  )
   with jax.enable_x64(True):
     before = _wide(_call(name)(_cast(floats, "float64")))
     after = _wide(_call(name)(_cast(nudged, "float64")))
@@ -658,8 +717,9 @@ def test_gradient_is_the_derivative(name):
         jax.tree.leaves(double), tangents, strict=True
       )
     )
-  # `td_targets` has a derivative and stops it.
-  expected = 0.0 if name == "td_targets" else difference
+  # These have a derivative and stop it.
+  stopped = name in ("td_targets", "list_td_targets")
+  expected = 0.0 if stopped else difference
   np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-6)
   if not CASES[name].has_key:  # A sampler draws other bits in float64.
     chex.assert_trees_all_close(
@@ -765,6 +825,8 @@ _MISMATCHES = [
   ),
   ("weights_from_action", {"action": np.zeros(2 * _K + 1)}, "action"),
   ("fused_log_score", {"scores": np.ones((_C, _K + 1))}, "weights.power"),
+  ("itemwise_log_score", {"scores": np.ones((_C + 1, _K))}, "weights.power"),
+  ("itemwise_log_score", {"mask": np.ones(_C + 1, bool)}, "mask"),
   ("rank_slate", {"mask": np.ones(_C + 1, bool)}, "mask"),
   ("cells_from_weights", {"knots": np.ones((_K + 1, _J))}, "knots"),
   ("cells_from_weights", {"knots": np.ones((_K, 1))}, "knots"),
@@ -787,6 +849,8 @@ _MISMATCHES = [
   ("gaussian_log_prob", {"action": np.zeros(_A + 1)}, "baseline_action"),
   ("exceedance", {"box": _SHORT_BOX}, "box.lower"),
   ("td_targets", {"r_t": np.ones(_G + 1)}, "q_t"),
+  ("list_td_targets", {"r_t": np.ones(_G + 1)}, "q_t"),
+  ("list_td_targets", {"bootstrap_weight_t": np.ones(_L + 1)}, "q_t"),
   ("critic_loss", {"targets": np.ones((_G, _M + 1))}, "targets"),
   ("actor_loss", {"group_weights": np.ones(_G + 1)}, "group_weights"),
 ]

@@ -52,6 +52,45 @@ def test_zero_score_and_zero_bias_is_the_documented_floor():
     assert gradient(jnp.array([bias])) == 0
 
 
+def _of_each(weights, count):
+  return jax.tree.map(lambda leaf: jnp.tile(leaf, (count, 1)), weights)
+
+
+def test_weights_of_each_candidate_are_eq_1_relative_to_the_mean_candidate():
+  scores = jnp.array([[0.5], [0.1]])  # Their mean is 0.3.
+  weights = mtf_jax.FusionWeights(
+    jnp.array([[2.0], [3.0]]), jnp.array([[0.5], [0.1]])
+  )
+  expected = [2 * np.log(1.0 / 0.8), 3 * np.log(0.2 / 0.4)]
+  np.testing.assert_allclose(
+    mtf_jax.itemwise_log_score(scores, weights), expected, rtol=1e-6
+  )
+  # Twice the weights of an item like the mean do not lift it.
+  alike = jnp.full((2, 1), 0.3)
+  np.testing.assert_allclose(
+    mtf_jax.itemwise_log_score(alike, weights), [0, 0], atol=1e-6
+  )
+
+
+def test_one_set_of_weights_for_all_orders_as_equation_1():
+  rng = np.random.default_rng(0)
+  scores = jnp.asarray(rng.uniform(0, 1, (20, 3)), jnp.float32)
+  weights = mtf_jax.FusionWeights(jnp.array([2.0, -1.0, 0.5]), jnp.full(3, 0.1))
+  itemwise = mtf_jax.itemwise_log_score(scores, _of_each(weights, 20))
+  apart = itemwise - mtf_jax.fused_log_score(scores, weights)
+  np.testing.assert_allclose(apart, np.full(20, apart[0]), rtol=1e-5)
+
+
+def test_a_masked_candidate_is_no_part_of_the_mean():
+  scores = jnp.array([[0.5], [0.1], [jnp.nan]])
+  weights = _of_each(mtf_jax.FusionWeights(jnp.ones(1), jnp.zeros(1)), 3)
+  mask = jnp.array([True, True, False])
+  found = mtf_jax.itemwise_log_score(scores, weights, mask)
+  two = jax.tree.map(lambda leaf: leaf[:2], (scores, weights))
+  np.testing.assert_array_equal(found[:2], mtf_jax.itemwise_log_score(*two))
+  assert np.all(np.isnan(mtf_jax.itemwise_log_score(scores, weights)))
+
+
 def test_a_nan_score_stays_visible_and_ranks_last():
   scores = jnp.array([[0.1], [jnp.nan], [0.2]])
   weights = mtf_jax.FusionWeights(jnp.ones(1), jnp.zeros(1))

@@ -102,3 +102,22 @@ def test_a_single_critic_has_a_plain_gradient():
     jnp.array([[2.0]]), jnp.ones(1), 0.0, 1.0, 1.0
   )
   np.testing.assert_allclose(gradient, [[-1.0]])
+
+
+def test_a_list_of_one_item_has_the_targets_of_one_transition():
+  rng = np.random.default_rng(0)
+  r_t, q_t = (
+    jnp.asarray(rng.normal(size=size), jnp.float32) for size in (2, (1, 2, 3))
+  )
+  found = mtf_jax.list_td_targets(r_t, 0.9, jnp.array([0.7]), q_t)
+  expected = mtf_jax.td_targets(r_t, 0.9, 0.7, q_t[0])
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(mtf_jax.list_value(q_t), q_t[0])
+
+
+def test_each_item_of_a_list_has_a_phi_of_its_own():
+  q_t = jnp.array([[[10.0]], [[20.0]]])
+  targets = mtf_jax.list_td_targets(
+    jnp.array([1.0]), 0.5, jnp.array([1.0, 0.1]), q_t
+  )
+  np.testing.assert_allclose(targets, [[1 + 0.5 * (10 + 2)]])

@@ -19,11 +19,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mtf_jax import learners, networks
 from mtf_jax.data import transitions
+from mtf_jax.data.shown_items import pair_observation
 from mtf_jax.learners import registry
 from mtf_jax.learners.base import normalization_from
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
-from tests.session_logs import log_of, random_log
+from tests.session_logs import log_of, random_log, with_items
 
 _ROOT = pathlib.Path(__file__).parents[2]
 SIZES = (8,)
@@ -83,6 +84,20 @@ CASES = {
       "multiplier_learning_rate": 0.1,
       "multiplier_cap": (1e-4, 2e-4),
       "multiplier_damping": (30.0, 0.0),
+    }
+  ),
+  "enhanced_rl": Case(
+    {
+      "discount": 0.5,
+      "sharpness": 3.0,
+      "penalty_scale": 0.2,
+      "uncertainty_scale": 0.6,
+      "group_weights": (1.0, 0.5),
+      "reward_shift": (0.3, 0.1),
+      "target_step_size": 0.2,
+      "actor_learning_rate": 2e-3,
+      "critic_learning_rate": 1e-3,
+      "max_gradient_norm": 0.1,
     }
   ),
   "bc": Case(
@@ -245,13 +260,26 @@ def jitted(name):
 
 @functools.cache
 def dataset_of(seed=0):
-  return transitions.device_dataset(random_log(seed))
+  # Shown items are for those that ask; the others do not see them.
+  return transitions.device_dataset(with_items(random_log(seed)))
 
 
 @functools.cache
 def batch_of(seed, size=8):
   key = jax.random.key(seed)
   return transitions.sample_transitions(key, dataset_of(), size)
+
+
+def acted_on(name, rows):
+  """What `act` and `value` of a learner take, of rows with items, `[B, ...]`."""
+  observation, items = (
+    (rows.observation_tm1, rows.items_tm1)
+    if isinstance(rows, transitions.Transition)
+    else (rows.observation, rows.items)
+  )
+  if not registry.LEARNERS[name].of_pairs:
+    return observation
+  return jax.vmap(pair_observation)(observation, items.features)[:, 0]
 
 
 def numbers(name, *fields):
@@ -491,7 +519,7 @@ def test_a_run_stays_at_its_last_good_state(name):
 def test_an_action_is_in_range_and_comes_from_what_is_given(name):
   learner = build(name)
   params = learner.policy(informed(name))
-  observation = batch_of(0).observation_tm1
+  observation = acted_on(name, batch_of(0))
   act = jax.jit(jax.vmap(learner.act, in_axes=(None, 0, None)))
   rng_key, other_key = jax.random.split(jax.random.key(3))
   action = act(params, observation, rng_key)
@@ -522,7 +550,7 @@ def test_a_value_is_one_number_for_each_group(name):
     pytest.skip("learns no value")
   batch = batch_of(0)
   value = jax.vmap(learner.value, in_axes=(None, 0, 0, 0))
-  given = (batch.observation_tm1, batch.action_tm1, batch.box_tm1)
+  given = (acted_on(name, batch), batch.action_tm1, batch.box_tm1)
   found = value(informed(name), *given)
   assert found.shape == (batch.discount_t.shape[0], G)
   assert np.all(np.isfinite(found))
@@ -560,7 +588,7 @@ def gains_of_seeds(name, permuted, num_seeds=12):
   runs, datasets = [], []
   for seed in range(num_seeds):
     dataset = transitions.device_dataset(
-      log_with_an_effect(seed, permuted),
+      with_items(log_with_an_effect(seed, permuted)),
       # In closed form returns must be whole.
       num_steps=3 if CASES[name].closed_form else 1,
     )
@@ -583,7 +611,7 @@ def gains_of_seeds(name, permuted, num_seeds=12):
   act = jax.vmap(learner.act, (None, 0, None))
   action = jax.vmap(act, (0, 0, None))(
     jax.vmap(learner.policy)(state.learner),
-    dataset.observation,
+    jax.vmap(functools.partial(acted_on, name))(dataset),
     jax.random.key(1),
   )
   return np.asarray(jnp.mean(jnp.sum(action, axis=2), axis=1), np.float64)

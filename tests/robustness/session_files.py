@@ -31,7 +31,7 @@ _METADATA = {"world": "0123456789abcdef", "note": "fuzz"}
 def _flat(log: session_log.SessionLog) -> dict[str, np.ndarray]:
   fields = {**log._asdict(), "box_lower": log.box.lower}
   fields["box_upper"] = log.box.upper
-  del fields["box"]
+  del fields["box"], fields["items"]  # These logs have none.
   return {name: np.asarray(value) for name, value in fields.items()}
 
 
