@@ -46,9 +46,9 @@ class _Speed:
 
   def __init__(self) -> None:
     self._stage, self._first, self._start, self._shown = "", 0, 0.0, 0.0
-    self._share: float | None = None  # Where the stage began.
+    self._share = 0.0  # Where the stage began.
 
-  def __call__(self, stage: str, rows: int, share: float | None) -> None:
+  def __call__(self, stage: str, rows: int, share: float) -> None:
     now = time.monotonic()
     if stage != self._stage:
       # Rows of a killed import took no time in this one.
@@ -60,7 +60,7 @@ class _Speed:
     self._shown = now
     rate = (rows - self._first) / (now - self._start)
     line = f"{rows:,} rows {stage}, {rate:,.0f} rows/s"
-    if share is not None and self._share is not None and share > self._share:
+    if share > self._share:
       seconds = (now - self._start) * (1 - share) / (share - self._share)
       line += f", {clock(seconds)} left"
     print(

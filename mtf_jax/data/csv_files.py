@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NoReturn
 
 import pyarrow as pa
@@ -94,19 +94,19 @@ def find_files(
 
 
 @contextlib.contextmanager
-def _open(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """The file's text as bytes, unpacked if its name ends in `.gz`."""
+def _open(path: pathlib.Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+  """The file's text as bytes, unpacked if its name ends in `.gz`; the file."""
   require_file(path, "a CSV file")
   with open(path, "rb") as raw:
     if path.suffix != ".gz":
-      yield raw
+      yield raw, raw
       return
     kind = kind_of(raw.read(_HEAD_BYTES))
     if kind != "a gzip file":
       refuse(path, "", f"expected a gzip file, as its name says, found {kind}.")
     raw.seek(0)
     with gzip.open(raw) as stream:
-      yield stream  # type: ignore[misc]  # reads like a binary file
+      yield stream, raw  # type: ignore[misc]  # reads like a binary file
 
 
 def _header(
@@ -190,7 +190,7 @@ class _Watched(io.RawIOBase):
 
 def _num_filled_lines(path: pathlib.Path) -> int:
   """Lines after the header that are not empty."""
-  with _open(path) as stream:
+  with _open(path) as (stream, _):
     stream.readline()
     return sum(1 for line in stream if line.strip(b"\r\n"))
 
@@ -206,7 +206,7 @@ def column_names(path: pathlib.Path, delimiters: str = ",") -> list[str]:
     InputError: no readable CSV file.
   """
   try:
-    with _open(path) as stream:
+    with _open(path) as (stream, _):
       return _header(path, stream, (), delimiters)[0]
   except (EOFError, OSError, zlib.error) as error:
     refuse(path, "row 0 (header): ", f"cut short or corrupt ({error}).")
@@ -217,6 +217,7 @@ def batches(
   columns: Sequence[str],
   block_bytes: int,
   delimiters: str = ",",
+  on_share: Callable[[float], None] = lambda _: None,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
   """Streams a CSV file: UTF-8, a header, a row a line.
 
@@ -229,6 +230,8 @@ def batches(
     columns: those to read, as strings.
     block_bytes: bytes parsed at a time.
     delimiters: what may be between columns; the first that the header has is.
+    on_share: told, before each batch, the share of the file's bytes that has been
+      read.
 
   Yields:
     (rows before the batch, the batch).
@@ -240,7 +243,8 @@ def batches(
   """
   rows = 0
   try:
-    with _open(path) as stream:
+    with _open(path) as (stream, file):
+      size = max(1, os.fstat(file.fileno()).st_size)
       names, delimiter = _header(path, stream, columns, delimiters)
       watched = _Watched(stream)
       reader = pa_csv.open_csv(
@@ -257,6 +261,7 @@ def batches(
       )
       with reader:
         for batch in reader:
+          on_share(file.tell() / size)
           yield rows, batch
           rows += batch.num_rows
     if watched.not_text:

@@ -26,7 +26,7 @@ from mtf_jax.data.log_records import record_dtype, records_of
 from mtf_jax.data.log_runs import Runs, RunState, write_run
 from mtf_jax.data.log_schema import LogSchema, base_column
 from mtf_jax.data.log_sessions import sessions_of
-from mtf_jax.data.log_tables import batches, column_types, num_rows
+from mtf_jax.data.log_tables import batches, column_types
 from mtf_jax.data.log_values import Batch
 from mtf_jax.io import InputError, json_text, write_json
 
@@ -42,12 +42,12 @@ class Progress(NamedTuple):
 
   stage: "read" of rows, or "written" of rows.
   rows: of this stage so far, those of an interrupted import among them.
-  share: of the stage that is done; None where it is not known, in CSV files.
+  share: of the stage that is done: of the files' bytes, and of the shards.
   """
 
   stage: str
   rows: int
-  share: float | None
+  share: float
 
 
 class ImportReport(NamedTuple):
@@ -264,19 +264,25 @@ class _Job:
     start = RunState(0, 0, 0, -(2**63), {})
     state = runs.states[-1] if runs.states else start
     rows, number = runs.rows, len(runs.states)
-    total = num_rows(self._files)
+    # A file that is not there is refused when its turn comes.
+    sizes = [
+      path.stat().st_size if path.exists() else 0 for path in self._files
+    ]
+    ends = np.cumsum([0, *sizes]) / max(1, sum(sizes))
     held: list[np.ndarray] = []
     counts = dict(state.counts)
     latest = state.latest
     size = max(1, _RUN_BYTES // self._dtype.itemsize)
-    for file, row, records in self._records(state.file, state.row, counts):
+    for file, row, read, records in self._records(
+      state.file, state.row, counts
+    ):
       held.append(records)
       if len(records):
         latest = max(latest, int(records["order"].max()))
       count = sum(len(part) for part in held)
       rows += len(records)
-      share = None if total is None else min(1.0, rows / max(1, total))
-      self._on_progress(Progress("read", rows, share))
+      share = np.interp(file + read, range(len(ends)), ends)
+      self._on_progress(Progress("read", rows, float(share)))
       # The last position closes the pass: a run of its own, which may be empty.
       if count >= size or file == len(self._files):
         whole = np.concatenate(held)
@@ -295,18 +301,20 @@ class _Job:
 
   def _records(
     self, file: int, row: int, counts: dict[str, int]
-  ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Records from a position on, and the position after them."""
+  ) -> Iterator[tuple[int, int, float, np.ndarray]]:
+    """Records from a position on, behind the position after them: file, row, and
+    share of the file."""
     columns = self._schema.columns
     for number in range(file, len(self._files)):
       path = self._files[number]
       wanted = _columns_of(path, columns)
       skip = row if number == file else 0
-      for first_row, rows in batches(path, wanted, skip):
-        batch = Batch(path, first_row, rows)
+      for part in batches(path, wanted, skip):
+        batch = Batch(path, part.first_row, part.rows)
         records = records_of(batch, self._schema, number, counts)
-        yield number, first_row + rows.num_rows, records
-    yield len(self._files), 0, np.empty(0, self._dtype)
+        end = part.first_row + part.rows.num_rows
+        yield number, end, part.share, records
+    yield len(self._files), 0, 0.0, np.empty(0, self._dtype)
 
   def _found(self, part: int) -> _ShardState | None:
     """What is known of a shard that an interrupted import has written."""

@@ -57,7 +57,7 @@ def describe(path: pathlib.Path) -> str:
   types = column_types(path)
   flat = [name for name, kind in types.items() if not pa.types.is_nested(kind)]
   vectors = [name for name in types if name not in flat]
-  rows = next((rows for _, rows in batches(path, list(types))), None)
+  rows = next((part.rows for part in batches(path, list(types))), None)
   if rows is None:
     raise InputError(f"{path}: expected rows, found none.")
   roles: dict[str, list[str]] = {name: [] for name in _ROLES}

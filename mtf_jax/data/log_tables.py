@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet as pq
@@ -65,9 +65,22 @@ def _reader_of(path: pathlib.Path) -> Any:
   )
 
 
+class Part(NamedTuple):
+  """Consecutive rows of a file.
+
+  first_row: rows of the file before them.
+  rows: what they hold.
+  share: of the file that is read once they are.
+  """
+
+  first_row: int
+  rows: pa.RecordBatch
+  share: float
+
+
 def batches(
   path: pathlib.Path, columns: Sequence[str], skip: int = 0
-) -> Iterator[tuple[int, pa.RecordBatch]]:
+) -> Iterator[Part]:
   """Streams a file.
 
   Args:
@@ -76,42 +89,17 @@ def batches(
     skip: rows to leave out at the beginning.
 
   Yields:
-    (rows before the batch, the batch), in order.
+    Its parts, in order.
 
   Raises:
     InputError: the file is missing, damaged, of another kind than its name
       says, or lacks a column.
   """
   require_file(path, "a file of a log")
-  for first_row, batch in _reader_of(path)(path, list(columns), skip):
-    before = max(0, skip - first_row)
-    if before < batch.num_rows:
-      yield first_row + before, batch.slice(before)
-
-
-def num_rows(files: Sequence[pathlib.Path]) -> int | None:
-  """Rows of all files, from what they say of themselves.
-
-  None where one does not: a CSV file's rows are known once it is read. A file that
-  cannot be read is refused when its turn comes, and not here.
-  """
-  total = 0
-  for path in files:
-    try:
-      if path.name.endswith(_PARQUET):
-        total += pq.read_metadata(path).num_rows
-      elif path.name.endswith(_ARROW):
-        with pa.memory_map(str(path)) as source:
-          reader = pa.ipc.open_file(source)
-          total += sum(
-            reader.get_batch(number).num_rows
-            for number in range(reader.num_record_batches)
-          )
-      else:
-        return None
-    except (pa.ArrowException, OSError):
-      return None
-  return total
+  for part in _reader_of(path)(path, list(columns), skip):
+    before = max(0, skip - part.first_row)
+    if before < part.rows.num_rows:
+      yield Part(part.first_row + before, part.rows.slice(before), part.share)
 
 
 def column_types(path: pathlib.Path) -> dict[str, pa.DataType]:
@@ -166,7 +154,7 @@ def _check_columns(
 
 def _parquet(
   path: pathlib.Path, columns: list[str], skip: int
-) -> Iterator[tuple[int, pa.RecordBatch]]:
+) -> Iterator[Part]:
   with _refusing(path):
     # Column chunks are streamed, not read whole: a row group may be large.
     file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
@@ -184,28 +172,35 @@ def _parquet(
       for batch in file.iter_batches(
         _BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False
       ):
-        yield row, batch
-        row += batch.num_rows
+        end = row + batch.num_rows
+        yield Part(row, batch, end / file.metadata.num_rows)
+        row = end
 
 
-def _arrow(
-  path: pathlib.Path, columns: list[str], skip: int
-) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _arrow(path: pathlib.Path, columns: list[str], skip: int) -> Iterator[Part]:
   del skip  # Batches before are mapped, not read.
   with _refusing(path), pa.memory_map(str(path)) as source:
     reader = pa.ipc.open_file(source)
     _check_columns(path, reader.schema.names, columns)
-    row = 0
-    for number in range(reader.num_record_batches):
+    row, count = 0, reader.num_record_batches
+    for number in range(count):
       batch = reader.get_batch(number)
       for start in range(0, batch.num_rows, _BATCH_ROWS):
         part = batch.slice(start, _BATCH_ROWS).select(columns)
-        yield row, part
+        end = min(start + _BATCH_ROWS, batch.num_rows)
+        yield Part(row, part, (number + end / batch.num_rows) / count)
         row += part.num_rows
 
 
-def _csv(
-  path: pathlib.Path, columns: list[str], skip: int
-) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _csv(path: pathlib.Path, columns: list[str], skip: int) -> Iterator[Part]:
   del skip  # The text has to be parsed in any case.
-  return csv_files.batches(path, columns, _BLOCK_BYTES, _DELIMITERS)
+  share = 0.0
+
+  def on_share(of_file: float) -> None:
+    nonlocal share
+    share = of_file
+
+  for row, batch in csv_files.batches(
+    path, columns, _BLOCK_BYTES, _DELIMITERS, on_share
+  ):
+    yield Part(row, batch, share)

@@ -141,6 +141,15 @@ def statistics_of(
   )
 
 
+# One system after the other: on a CPU, JAX hands several to the threads that run
+# programs and waits for them on such a thread, so that two solves of one program,
+# or of two devices, can wait for each other for ever.
+@jax.custom_batching.sequential_vmap
+def _solve(matrix: chex.Array, right: chex.Array) -> jax.Array:
+  """`[N, M]` that solves `matrix [N, N] @ it = right [N, M]`."""
+  return jnp.linalg.solve(matrix, right)
+
+
 def _informative(gram: chex.Array) -> jax.Array:
   """`[F]`, features that vary where a deviation was drawn; the first is 1."""
   total = jnp.sum(gram, axis=0)
@@ -183,9 +192,7 @@ def solve(
   count = jnp.maximum(statistics.rows, 1)
   num_values = statistics.value_gram.shape[0]
   ridge = _RIDGE * count * jnp.eye(num_values, dtype=count.dtype)
-  value = jnp.linalg.solve(
-    statistics.value_gram + ridge, statistics.value_moment
-  )
+  value = _solve(statistics.value_gram + ridge, statistics.value_moment)
   # `q` begins with the product of two ones.
   mean_return = statistics.value_moment[0] / count
   mean = jnp.sum(group_weights * mean_return)
@@ -211,7 +218,7 @@ def solve(
   identity = jnp.eye(num_features, dtype=count.dtype)[None]
   # Rows without information: a coefficient of 0, whatever the prior.
   known = gram + jnp.where(keep[None, :, None], 1e-6 * count, 1) * identity
-  inverse = jnp.linalg.inv(known)
+  inverse = jax.vmap(_solve)(known, jnp.broadcast_to(identity, known.shape))
   total = moment @ group_weights
   ordinary = jnp.einsum("kij,kj->ki", inverse, total)
   variance = jnp.where(
@@ -229,7 +236,7 @@ def solve(
   # nothing is divided by a prior of 0.
   scale = jnp.sqrt(prior / noise)
   inner = identity + scale[:, :, None] * gram * scale[:, None, :]
-  of_groups = scale[..., None] * jnp.linalg.solve(
+  of_groups = scale[..., None] * jax.vmap(_solve)(
     inner, scale[..., None] * moment
   )
   return Slopes(

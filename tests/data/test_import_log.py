@@ -245,30 +245,40 @@ def test_a_gap_ends_a_session(tmp_path):
   assert report.counts["sessions that the user left"] == 4
 
 
-def test_how_far_an_import_is(tmp_path):
-  """Files that say how many rows they have are known in advance, CSV is not."""
-  rows = len(platform_logs.columns()["sid"])
-  files = [
-    platform_logs.write(tmp_path / f"{n}.{ending}", found)
-    for n, (ending, found) in enumerate(
-      (kind, platform_logs.take(platform_logs.columns(), part))
-      for kind, part in (
-        ("parquet", range(3)),
-        ("arrow", range(3, rows)),
-      )
-    )
-  ]
-  assert log_tables.num_rows(files) == rows
+def test_how_far_an_import_is(tmp_path, monkeypatch):
+  """Rows of CSV files are not known in advance; the bytes of all files are."""
+  monkeypatch.setattr(log_tables, "_BLOCK_BYTES", 1 << 10)
+  columns = platform_logs.columns()
+  rows = len(columns["sid"])
+  half = rows // 2
+  parts = (
+    ("0.parquet", range(3)),
+    ("1.arrow", range(3, half)),
+    ("2.csv", [half + n % (rows - half) for n in range(1000)]),
+    ("3.csv.gz", range(half, rows)),
+  )
+  files = []
+  for name, part in parts:
+    found = platform_logs.take(columns, part)
+    if name == "2.csv":
+      found["sid"] = [f"s{n}" for n in range(1000)]
+    files.append(platform_logs.write(tmp_path / name, found))
   told = []
-  _import(tmp_path, files, rows_per_shard=3, on_progress=told.append)
+  _import(tmp_path, files[:3], rows_per_shard=3, on_progress=told.append)
   read = [one for one in told if one.stage == "read"]
-  assert read[0][1:] == (3, 3 / rows) and read[-1][1:] == (rows, 1.0)
+  sizes = np.array([path.stat().st_size for path in files[:3]])
+  ends = np.cumsum(sizes) / sizes.sum()
+  shares = [one.share for one in read]
+  assert shares == sorted(shares) and shares[-1] == 1.0
+  assert shares[0] == pytest.approx(ends[0])
+  assert any(share == pytest.approx(ends[1]) for share in shares)
+  # Within the text, too, of which Arrow reads some blocks ahead.
+  assert len({share for share in shares if ends[1] < share < 1}) > 3
+  assert read[-1].rows == half + 1000
   written = [one.share for one in told if one.stage == "written"]
   assert written == sorted(written) and written[-1] == 1.0 > written[0] > 0
-  table = platform_logs.write(tmp_path / "t.csv", platform_logs.columns())
-  assert log_tables.num_rows([files[0], table]) is None
-  (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-  assert log_tables.num_rows([tmp_path / "broken.parquet"]) is None
+  packed = [part.share for part in log_tables.batches(files[3], ["sid"])]
+  assert packed[-1] == 1.0
 
 
 _SHOWN = """
@@ -278,8 +288,8 @@ from experiments import import_log
 ticks = itertools.count(0, 20)
 time.monotonic = lambda: next(ticks)
 speed = import_log._Speed()
-for share in (0.1, 0.3, None):
-  speed("read", 1000 * round(10 * (share or 0.5)), share)
+for share in (0.1, 0.3, 0.5):
+  speed("read", round(10_000 * share), share)
 speed("written", 0, 0.0)
 """
 
@@ -290,7 +300,7 @@ def test_an_import_says_how_long_it_will_take():
   )
   assert done.stderr.splitlines() == [
     "3,000 rows read, 100 rows/s, 0:01:10 left",
-    "5,000 rows read, 100 rows/s",
+    "5,000 rows read, 100 rows/s, 0:00:50 left",
   ]
 
 
@@ -547,7 +557,9 @@ def test_time_zones_are_explicit(case, tmp_path):
     if message is None:
       batch = next(log_tables.batches(path, ["at"]))
       order = schema_file.parse_schema(schema).order
-      times = log_values.times(log_values.Batch(path, *batch), order)
+      times = log_values.times(
+        log_values.Batch(path, batch.first_row, batch.rows), order
+      )
       expected = 1000 * platform_logs.START_MS + 1_000_000 * np.arange(6)
       np.testing.assert_array_equal(times, expected)
     else:
@@ -843,7 +855,7 @@ import pathlib, resource, sys
 from mtf_jax.data import import_log, log_tables, schema_file
 
 import_log._RUN_BYTES = 1 << 20
-log_tables._BATCH_ROWS = 1 << 12
+log_tables._BATCH_ROWS = 1 << 10
 folder = pathlib.Path(sys.argv[1])
 report = import_log.import_log(
   schema_file.parse_schema((folder / "schema.toml").read_text()),

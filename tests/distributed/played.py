@@ -175,7 +175,7 @@ def progressive(world_file, run_dir, mesh):
       f"--world={world_file}",
       "--seeds=0,1",
       "--parallel_seeds=2",
-      "--learners=integrated_rl:box",
+      "--learners=integrated_rl:box,slope_regression",
       f"--out_dir={run_dir}",
       f"--mesh={mesh}",
       *(["--resume"] if goes_on else []),

@@ -126,10 +126,12 @@ def _figures(folder, run):
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
-def test_a_run_goes_on_on_another_mesh(folder, seed):
-  expected, moved = (_figures(folder, f"run_{n}")[seed] for n in (1, 4))
-  (name,) = expected["learners"]
-  expected, moved = (of["learners"][name] for of in (expected, moved))
+@pytest.mark.parametrize("name", ["integrated_rl:box", "slope_regression"])
+def test_a_run_goes_on_on_another_mesh(folder, seed, name):
+  """The second learner, in closed form, begins there."""
+  expected, moved = (
+    _figures(folder, f"run_{n}")[seed]["learners"][name] for n in (1, 4)
+  )
   assert len(moved["rounds"]) == TINY.rounds
   # The first was one device's, for both.
   assert moved["rounds"][0] == expected["rounds"][0]

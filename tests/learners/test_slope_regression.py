@@ -1,5 +1,7 @@
 """Slopes against what made the data, and rounds against each other."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +192,17 @@ def test_all_rounds_together_end_at_the_range_of_actions():
     LEARNER.policy(state), batch.observation_tm1[:50], jax.random.key(0)
   )
   assert np.abs(action).max() == 1
+
+
+def test_a_factorisation_never_waits_for_another():
+  """JAX's threads of the CPU wait for each other in several at once."""
+  batch = _batch(np.random.default_rng(9), 1, np.zeros((A, S + 1)))
+  states = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), _start(batch))
+  of_seeds = jax.jit(jax.vmap(LEARNER.policy)).trace(states)
+  text = of_seeds.lower(lowering_platforms=("cpu",)).as_text()
+  factorised = re.findall(r"@lapack\w*getrf.*: \(tensor<([\dx]+)xf32>\)", text)
+  assert factorised
+  assert all(shape.count("x") == 1 for shape in factorised), factorised
 
 
 def test_a_round_takes_each_session_once_and_says_what_it_left_out():

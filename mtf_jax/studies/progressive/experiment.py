@@ -119,8 +119,7 @@ def on_one_device(experiment: Experiment, tree: Any) -> Any:
 def training_mesh(experiment: Experiment) -> Mesh | None:
   """What the run's learner is trained over: in closed form one device.
 
-  There is little to divide then, and on a CPU the batched factorisations of
-  several simulated devices wait for each other's threads for ever.
+  There is little to divide then.
   """
   if (
     experiment.mesh is None or experiment.study_learner.learner.fit is not None

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from mtf_jax.evaluation import critic_check, segments
 from mtf_jax.evaluation.ab_test import EvalResult
 from mtf_jax.kernels.exploration import HALF_WIDTH
+from mtf_jax.steps import Steps
 from mtf_jax.studies.progressive import baselines, comparisons
 from mtf_jax.studies.progressive import rounds as rounds_lib
 from mtf_jax.studies.progressive.config import ProgressiveConfig
@@ -35,7 +36,7 @@ from mtf_jax.studies.progressive.report import gain_cell
 from mtf_jax.studies.progressive.study_learner import StudyLearner
 from mtf_jax.studies.progressive.watch import Watch
 from mtf_jax.training import machine
-from mtf_jax.training.metrics import MetricsWriter
+from mtf_jax.training.metrics import MetricsWriter, shown_steps
 from mtf_jax.worlds.world import World, fingerprint
 
 Say = Callable[[str], None]
@@ -309,9 +310,11 @@ def play_group(
     return done
   started = time.monotonic()
   first = next(iter(configs))
+  steps = Steps(1 + len(baselines.RIVALS), shown_steps("baselines"))
   experiment = baselines.prepare(
     configs[first], worlds, seeds, study_learners[first], mesh
   )
+  steps.count(1)
   results = {comparisons.BASELINE: experiment.base}
   rivals, seconds = {}, {"prepare": time.monotonic() - started}
   for name, evaluate in baselines.RIVALS.items():
@@ -319,6 +322,7 @@ def play_group(
     rivals[name] = jax.block_until_ready(evaluate(experiment))
     results[name] = rivals[name].results
     seconds[name] = time.monotonic() - begun
+    steps.count(1)
   learners = {}
   for name, config in configs.items():
     record = {"config": config.to_json(), "worlds": names, "seeds": list(seeds)}

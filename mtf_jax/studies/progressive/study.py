@@ -22,6 +22,7 @@ from mtf_jax.studies.progressive.run_dir import Plan, RunDir
 from mtf_jax.studies.progressive.summary import learner_figures, seed_summary
 from mtf_jax.studies.progressive.watch import Watch
 from mtf_jax.training import machine
+from mtf_jax.training.metrics import shown_steps
 from mtf_jax.worlds.world import World
 
 _PACKAGES = ("numpy", "flax", "optax", "orbax-checkpoint")
@@ -130,7 +131,11 @@ def _run(
     for seed in seeds:
       if world is None:
         say(f"Building the synthetic world of seed {seed}.")
-        worlds.append(synthetic.synthetic_world(config.world_size, seed))
+        worlds.append(
+          synthetic.synthetic_world(
+            config.world_size, seed, shown_steps("steps")
+          )
+        )
       else:
         worlds.append(world)
     study_learners = study_learners or {
