@@ -2,10 +2,10 @@
 
   python -m experiments.pareto --run=runs/progressive --out_dir=runs/pareto
 
-Of a learner in closed form: its single batch gives the policy of any weights of
-the two reward groups, and each is judged on the run's sessions. Nothing is
-trained, and nothing in the run's folder changes. Matplotlib (the `plots` extra)
-adds a picture.
+Of a learner in closed form, or of one that learnt with the weights as an input: its
+single batch gives the policy of any weights of the two reward groups, and each is
+judged on the run's sessions. Nothing is trained, and nothing in the run's folder
+changes. Matplotlib (the `plots` extra) adds a picture.
 """
 
 import importlib.util

@@ -200,12 +200,39 @@ def follow_targets(
   return state, metrics
 
 
+def regress_on(
+  actor: Actor, critic: Critic, state: State, batch: Transition
+) -> tuple[State, dict[str, jax.Array]]:
+  """One step of the critics on a batch, and of their slow copies.
+
+  Args:
+    actor, critic: the networks.
+    state: of the learner.
+    batch: `[B, ...]` as the networks see it.
+
+  Returns:
+    The state after the step, and metrics by name.
+  """
+  numbers = state.hyperparams
+  exceedance_t, weight_t, q_t = answers_at(
+    actor, critic, state, batch.observation_t, batch.box_t
+  )
+  targets = jax.vmap(td_targets)(
+    batch.r_t + numbers.reward_shift[None, :],
+    numbers.discount * batch.discount_t,
+    weight_t,
+    q_t,
+  )
+  return follow_targets(critic, state, batch, targets, exceedance_t, weight_t)
+
+
 def climb_at(
   actor: Actor,
   critic: Critic,
   state: State,
   observation: chex.Array,
   box: ActionBox,
+  group_weights: chex.Array | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
   """One step of the actor at some states, and of its slow copy.
 
@@ -214,11 +241,14 @@ def climb_at(
     state: of the learner.
     observation: `[B, S]`, normalised.
     box: bounds `[B, A]` there.
+    group_weights: w at each of them, `[B, G]`; those of the state if omitted.
 
   Returns:
     The state after the step, and metrics by name.
   """
   numbers = state.hyperparams
+  own = group_weights is None
+  weights = numbers.group_weights if own else group_weights
 
   def loss_fn(params):
     action = actor.apply(params, observation)
@@ -227,9 +257,9 @@ def climb_at(
       exceeded, numbers.sharpness
     )
     q = critic.apply(state.critic_params, observation, action, box)
-    loss = jax.vmap(actor_loss, in_axes=(0, None, 0, None, None))(
+    loss = jax.vmap(actor_loss, in_axes=(0, None if own else 0, 0, None, None))(
       q,
-      numbers.group_weights,
+      weights,
       penalty,
       numbers.penalty_scale,
       numbers.uncertainty_scale,
@@ -308,17 +338,7 @@ def integrated_rl(
   def update_critic(
     state: State, batch: Transition
   ) -> tuple[State, dict[str, jax.Array]]:
-    numbers = state.hyperparams
-    exceedance_t, weight_t, q_t = answers_at(
-      actor, critic, state, batch.observation_t, batch.box_t
-    )
-    targets = jax.vmap(td_targets)(
-      batch.r_t + numbers.reward_shift[None, :],
-      numbers.discount * batch.discount_t,
-      weight_t,
-      q_t,
-    )
-    return follow_targets(critic, state, batch, targets, exceedance_t, weight_t)
+    return regress_on(actor, critic, state, batch)
 
   def update_actor(
     state: State, batch: Transition

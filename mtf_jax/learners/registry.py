@@ -13,6 +13,7 @@ from mtf_jax.learners import (
   enhanced_rl,
   integrated_rl,
   iql,
+  preference_rl,
   sac_n,
   slope_regression,
   td3_bc,
@@ -31,6 +32,8 @@ class Entry(NamedTuple):
     units of its frame, and not a part of it.
   closed_form: whether a round is one update, see `Learner.fit`.
   max_rounds: of progressive training; None for any number.
+  any_weights: whether other `group_weights` are another policy of the same state,
+    without training.
   of_pairs: whether states and actions are those of user-item pairs: it learns
     from logs with shown items, and acts on each candidate.
   """
@@ -40,6 +43,7 @@ class Entry(NamedTuple):
   actor_answers: bool = True
   closed_form: bool = False
   max_rounds: int | None = None
+  any_weights: bool = False
   of_pairs: bool = False
 
 
@@ -73,6 +77,9 @@ LEARNERS = {
   "enhanced_rl": Entry(
     enhanced_rl.enhanced_rl, enhanced_rl.Hyperparams, of_pairs=True
   ),
+  "preference_rl": Entry(
+    preference_rl.preference_rl, preference_rl.Hyperparams, any_weights=True
+  ),
   "bc": Entry(_bc, bc.Hyperparams),
   "td3_bc": Entry(td3_bc.td3_bc, td3_bc.Hyperparams),
   "iql": Entry(iql.iql, iql.Hyperparams),
@@ -86,6 +93,7 @@ LEARNERS = {
     actor_answers=False,
     closed_form=True,
     max_rounds=slope_regression.MAX_ROUNDS,
+    any_weights=True,
   ),
   "edac": Entry(
     functools.partial(sac_n.sac_n, diversified=True), sac_n.EDACHyperparams

@@ -10,7 +10,8 @@ all but one, with the numbers of `told_box`: what of it does the work. They are 
 methods that can be told or not. Numbers that say how fast a method learns are not
 those of its paper, which trains for a hundred times as many updates: they are tuned,
 with as many trials for each method. `constrained_rl` is not compared: without a bound
-it is IntegratedRL-MTF, and a bound is no way to more reward.
+it is IntegratedRL-MTF, and a bound is no way to more reward; nor is `preference_rl`,
+whose equal weights are IntegratedRL-MTF's.
 """
 
 import itertools

@@ -1,8 +1,9 @@
 """What watching costs in valid consumption, and the other way round.
 
-A learner in closed form has slopes of every reward group, so one log gives the
-policy of any weights of the groups without training again. Each is judged on the
-sessions that the run judged its policies on.
+Of some learners one log gives the policy of any weights of the groups without
+training again: in closed form there are slopes of every group, and networks can have
+learnt with the weights as an input. Each policy is judged on the sessions that the run
+judged its policies on.
 
 Letters: `P` policies, `N` users, `R` replicates.
 """
@@ -63,8 +64,8 @@ def weighted(state: Any, share: float) -> Any:
 
 def _check(found: SingleBatch) -> None:
   learner = found.source["learner"].partition(":")[0]
-  if not LEARNERS[learner].closed_form:
-    known = [name for name, entry in LEARNERS.items() if entry.closed_form]
+  if not LEARNERS[learner].any_weights:
+    known = [name for name, entry in LEARNERS.items() if entry.any_weights]
     raise InputError(
       "learner: expected one whose policy follows from the weights without"
       f" training, {', '.join(known)}, found {learner}."

@@ -45,9 +45,11 @@ def test_every_learner_that_knows_transitions_is_compared():
   compared = {method.learner for method in METHODS.values()}
   # Logs of requests have no shown items.
   requests = {name for name, entry in LEARNERS.items() if not entry.of_pairs}
-  # Without a bound it is one that is; a bound is no way to more reward.
-  assert compared | {"constrained_rl"} == requests
-  assert "constrained_rl" not in compared
+  # Without a bound, and at equal weights, they are one that is; neither a bound nor
+  # other weights are a way to more reward.
+  variants = {"constrained_rl", "preference_rl"}
+  assert compared | variants == requests
+  assert not compared & variants
 
 
 @pytest.mark.parametrize("name", METHODS)
