@@ -7,7 +7,6 @@ others, which `benchmarks.peers.install` brings, it times ours alone.
 """
 
 import pathlib
-import sys
 from typing import Any
 
 from benchmarks import harness
@@ -19,36 +18,28 @@ _PEERS_DIR = launch.define_in_dir(
 )
 
 
-def _say(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-
-
-def _with_interval(found: dict[str, Any]) -> str:
-  text = f"{found['median']:.2f}"
-  if found["ci95"] is None:
-    return text
-  low, high = found["ci95"]
-  return f"{text} ({low:.2f} to {high:.2f})"
-
-
 def _table(result: dict[str, Any]) -> str:
   others = [row["trainer"] for row in result["rows"] if not row["ours"]]
+
+  def over(found: dict[str, Any]) -> list[str]:
+    return [
+      harness.with_interval(**found[name]) if name in found else ""
+      for name in others
+    ]
+
   return harness.markdown_table(
     [
       *(f"{result['critics']} critics", "updates/s", "of matrix product"),
       *("of batched contraction", *(f"speed over {name}" for name in others)),
+      *(f"processor, over {name}" for name in others),
     ],
     [
       [
         row["trainer"],
         f"{row['updates_per_s']:.1f}",
         *(f"{share:.0%}" for share in row["share_of"].values()),
-        *(
-          _with_interval(row["speed_over"][name])
-          if name in row["speed_over"]
-          else ""
-          for name in others
-        ),
+        *over(row["speed_over"]),
+        *over(row["processor_speed_over"]),
       ]
       for row in result["rows"]
     ],
@@ -60,12 +51,14 @@ def main() -> None:
   peers_dir = _PEERS_DIR.value and pathlib.Path(_PEERS_DIR.value)
   absent = trainers.missing(peers_dir)
   if absent:
-    _say(absent)
+    harness.say(absent)
     peers_dir = None
   sizes: list[dict[str, Any]] = []
   for size in workload.SIZES:
-    _say(f"{size.critics} critics")
-    sizes.append(measure.measure(size, peers_dir, harness.REPEATS.value, _say))
+    harness.say(f"{size.critics} critics")
+    sizes.append(
+      measure.measure(size, peers_dir, harness.REPEATS.value, harness.say)
+    )
     if harness.JSON_OUT.value:
       harness.write_json(
         harness.JSON_OUT.value,

@@ -26,25 +26,25 @@ def median_interval(values: Sequence[float]) -> dict[str, Any]:
   interval = None
   if left_out:
     interval = [ordered[left_out - 1], ordered[count - left_out]]
-  return {"median": statistics.median(ordered), "ci95": interval}
+  return {"value": statistics.median(ordered), "ci95": interval}
 
 
 def race(
-  contestants: Mapping[str, Callable[[], float]],
+  contestants: Mapping[str, Callable[[], Any]],
   rounds: int,
   say: Callable[[str], None],
-) -> tuple[dict[str, list[float]], dict[str, str]]:
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
   """Asks each contestant once a round, every second round backwards.
 
   Args:
-    contestants: name -> a function that takes a window and returns a number.
+    contestants: name -> a function that takes a window and returns what it saw.
     rounds: number of them.
     say: told of a contestant that fails; it is left out of the result.
 
   Returns:
-    Name -> a number for each round, and name -> why it failed.
+    Name -> what it returned in each round, and name -> why it failed.
   """
-  found: dict[str, list[float]] = {name: [] for name in contestants}
+  found: dict[str, list[Any]] = {name: [] for name in contestants}
   failed: dict[str, str] = {}
   for turn in range(rounds):
     for name in list(found)[:: -1 if turn % 2 else 1]:
@@ -67,41 +67,51 @@ def _operations(size: workload.Size, critic: str) -> float:
   )
 
 
+def _speed_over(
+  name: str, seconds: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, Any]]:
+  """How much faster a trainer is than each of the others, round by round."""
+  return {
+    other: median_interval(
+      [theirs / mine for theirs, mine in zip(those, seconds[name], strict=True)]
+    )
+    for other, those in seconds.items()
+    if other != name
+  }
+
+
 def _row(
   name: str,
-  seconds: Mapping[str, Sequence[float]],
+  windows: Mapping[str, Sequence[workload.Window]],
   rates: Mapping[str, Sequence[float]],
   size: workload.Size,
 ) -> dict[str, Any]:
   critic = name.rpartition(", ")[2]
   operations = _operations(size, critic)
-  median_s = statistics.median(seconds[name])
+  wall, processor = (
+    {
+      key: [getattr(window, field) for window in of]
+      for key, of in windows.items()
+    }
+    for field in workload.Window._fields
+  )
   return {
     "trainer": name,
     "ours": critic in own.CRITICS,
-    "updates_per_s": 1 / median_s,
-    "updates_per_s_min": 1 / max(seconds[name]),
-    "updates_per_s_max": 1 / min(seconds[name]),
+    "updates_per_s": 1 / statistics.median(wall[name]),
+    "updates_per_s_max": 1 / min(wall[name]),
     "gflop_per_update": operations / 1e9,
     "share_of": {
       ceiling: statistics.median(
-        operations / mine / rate
-        for mine, rate in zip(seconds[name], of_round, strict=True)
+        operations / seconds / rate
+        for seconds, rate in zip(wall[name], of_round, strict=True)
       )
       for ceiling, of_round in rates.items()
     },
-    # How much faster this one is than each of the others.
-    "speed_over": {
-      other: median_interval(
-        [
-          theirs / mine
-          for theirs, mine in zip(those, seconds[name], strict=True)
-        ]
-      )
-      for other, those in seconds.items()
-      if other != name
-    },
-    "seconds_of_an_update": list(seconds[name]),
+    "speed_over": _speed_over(name, wall),
+    "processor_speed_over": _speed_over(name, processor),
+    "wall_s": wall[name],
+    "processor_s": processor[name],
   }
 
 

@@ -62,11 +62,11 @@ class Peer:
       self._fail(f"expected it to say ready, found {word!r}")
     self.versions: dict[str, str] = json.loads(versions)
 
-  def window(self) -> float:
-    """Seconds of one update, mean over a window.
+  def window(self) -> workload.Window:
+    """Runs one window.
 
     Raises:
-      PeerError: it ended, or did not answer with a number.
+      PeerError: it ended, or did not answer with two numbers.
     """
     try:
       self._process.stdin.write(f"run {self._updates}\n")
@@ -74,7 +74,8 @@ class Peer:
       self._answer()
     answer = self._answer()
     try:
-      return float(answer) / self._updates
+      wall_s, processor_s = map(float, answer.split())
+      return workload.Window(wall_s, processor_s)
     except ValueError:
       self._fail(f"expected seconds, found {answer.strip()!r}")
 

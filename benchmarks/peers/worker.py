@@ -3,7 +3,8 @@
   python -m benchmarks.peers.worker NAME FOLDER '["sac_n", 48, 1, 16]'
 
 It says `ready` and the versions of its packages, then answers each line
-`run N` with the seconds that N updates took.
+`run N` with the seconds of an update in a window of N, on the clock and of the
+processor.
 """
 
 import importlib
@@ -11,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import time
 import types
 
 from benchmarks.peers import trainers, workload
@@ -44,9 +44,7 @@ def main() -> None:
   print("ready", json.dumps(versions), file=answers)
   for line in sys.stdin:
     updates = int(line.removeprefix("run "))
-    start = time.perf_counter()
-    run(updates)
-    print(time.perf_counter() - start, file=answers)
+    print(*workload.timed(run, updates), file=answers)
 
 
 if __name__ == "__main__":

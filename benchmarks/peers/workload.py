@@ -3,12 +3,26 @@
 Imported in every process: NumPy alone.
 """
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 STATE, ACTION, HIDDEN, BATCH = 64, 10, 256, 256
 ROWS, SESSION = 200_000, 16
+
+
+class Window(NamedTuple):
+  """What one update took, mean over a window.
+
+  wall_s: seconds on the clock.
+  processor_s: seconds of all threads of the process together, which other jobs
+    on the machine lengthen less.
+  """
+
+  wall_s: float
+  processor_s: float
 
 
 class Size(NamedTuple):
@@ -27,9 +41,9 @@ class Size(NamedTuple):
 
 
 SIZES = (
-  Size("sac_n", critics=48, actor_every=1, updates=16),
-  Size("sac_n", critics=24, actor_every=1, updates=32),
-  Size("td3_bc", critics=2, actor_every=2, updates=320),
+  Size("sac_n", critics=48, actor_every=1, updates=8),
+  Size("sac_n", critics=24, actor_every=1, updates=16),
+  Size("td3_bc", critics=2, actor_every=2, updates=160),
 )
 
 
@@ -44,3 +58,11 @@ def transitions(rows: int = ROWS) -> dict[str, np.ndarray]:
     "next_observations": rng.normal(size=(rows, STATE)).astype(np.float32),
     "terminals": terminals.astype(np.float32),
   }
+
+
+def timed(run: Callable[[int], None], updates: int) -> Window:
+  """A window of so many updates."""
+  processor, wall = time.process_time(), time.perf_counter()
+  run(updates)
+  passed = time.perf_counter() - wall
+  return Window(passed / updates, (time.process_time() - processor) / updates)
