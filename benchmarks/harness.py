@@ -12,6 +12,7 @@ import pathlib
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -250,6 +251,21 @@ def write_json(path: str | os.PathLike[str], result: Any) -> None:
   """Writes a result file, and its folder if that is missing."""
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   io.write_json(path, result)
+
+
+def say(message: str) -> None:
+  """One line of progress, on stderr: the table alone is on stdout."""
+  print(message, file=sys.stderr, flush=True)
+
+
+def with_interval(
+  value: float, ci95: Sequence[float] | None, spec: str = ".2f"
+) -> str:
+  """A number for a table, with its interval where it has one."""
+  if ci95 is None:
+    return format(value, spec)
+  low, high = ci95
+  return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

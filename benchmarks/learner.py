@@ -61,8 +61,8 @@ class Workload(NamedTuple):
     )
 
 
-def make_dataset() -> transitions.TransitionDataset:
-  """Random sessions of 16 requests."""
+def make_dataset(num_groups: int = _G) -> transitions.TransitionDataset:
+  """Random sessions of 16 requests, with so many reward groups."""
   rng = np.random.default_rng(0)
   centre = rng.uniform(-0.5, 0.5, (_ROWS, _A)).astype(np.float32)
   half_width = np.float32(HALF_WIDTH)
@@ -74,7 +74,7 @@ def make_dataset() -> transitions.TransitionDataset:
     box=ActionBox(centre - half_width, centre + half_width),
     log_prob=np.zeros(_ROWS, np.float32),
     exploration_held=np.zeros(_ROWS, bool),
-    reward=rng.uniform(size=(_ROWS, _G)).astype(np.float32),
+    reward=rng.uniform(size=(_ROWS, num_groups)).astype(np.float32),
     feedback=np.zeros((_ROWS, 1), np.float32),
     terminal=step == _SESSION - 1,
     bootstrap_only=np.zeros(_ROWS, bool),
@@ -85,25 +85,41 @@ def make_dataset() -> transitions.TransitionDataset:
   return transitions.device_dataset(log)
 
 
-def flops(workload: Workload) -> int:
-  """Operations of one update's contractions, of all seeds."""
+def update_flops(
+  critic: str, num_critics: int, climbed: int, actor_every: int = 1
+) -> float:
+  """Operations of one update's contractions, for one transition.
+
+  Args:
+    critic: "mlp" or "box".
+    num_critics: critics that are regressed.
+    climbed: critics that the actor's update asks.
+    actor_every: one update in so many has one of the actor.
+  """
   hidden = 2 * _H * _H + 2 * _H
-  critics = _G * workload.ensemble_size
-  if workload.critic == "mlp":
-    first = 2 * _H * (_S + _A)
-    forward = first + hidden
-    # Forward passes: critic, target, actor. Backward: of kernels and inputs for
-    # the critic, of inputs for the actor; of the first layer's inputs only the
-    # action's, for the actor.
-    critic = 3 * forward + forward + hidden + hidden + 2 * _H * _A
+  if critic == "mlp":
+    forward = 2 * _H * (_S + _A) + hidden
+    # Forwards, and backwards to the inputs; of the first layer's inputs only
+    # the action's.
+    climb = forward + hidden + 2 * _H * _A
   else:
-    # The actor's gradient passes the slope alone.
     forward = 2 * _H * _S + hidden + 2 * _A * _S
-    critic = 3 * forward + forward + hidden
+    # The actor's gradient passes the slope alone.
+    climb = forward
+  # Forward passes of critic and target; backwards of kernels and inputs.
+  regress = 3 * forward + hidden
   actor_first, actor_last = 2 * _S * _H, 2 * _H * _A
   actor_forward = actor_first + 2 * _H * _H + actor_last
-  actor = 2 * actor_forward + actor_forward + (actor_forward - actor_first)
-  return workload.seeds * workload.batch_size * (critics * critic + actor)
+  actor = 2 * actor_forward + (actor_forward - actor_first)
+  delayed = climbed * climb + actor
+  return num_critics * regress + actor_forward + delayed / actor_every
+
+
+def flops(workload: Workload) -> int:
+  """Operations of one update's contractions, of all seeds."""
+  critics = _G * workload.ensemble_size
+  of_one = update_flops(workload.critic, critics, critics)
+  return workload.seeds * workload.batch_size * int(of_one)
 
 
 def _critic(workload: Workload) -> networks.Critic:

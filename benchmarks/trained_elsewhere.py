@@ -8,7 +8,6 @@ written after each row, so that a run that is stopped has those. The extra
 """
 
 import importlib.metadata
-import sys
 from typing import Any
 
 import jax
@@ -38,16 +37,8 @@ _PRESET = flags.DEFINE_enum(
 _PACKAGES = ("d3rlpy", "torch", "gymnasium")
 
 
-def _say(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-
-
 def _with_interval(found: dict[str, Any]) -> str:
-  text = f"{found['pct']:+.2f}"
-  if found["ci95"] is None:
-    return text
-  low, high = found["ci95"]
-  return f"{text} [{low:+.2f}, {high:+.2f}]"
+  return harness.with_interval(found["pct"], found["ci95"], "+.2f")
 
 
 def _table(summary: list[dict[str, Any]]) -> str:
@@ -100,7 +91,7 @@ def main() -> None:
       )
 
   for seed in _SEEDS.value:
-    place = elsewhere_log.prepare(config, seed, leaving, _say)
+    place = elsewhere_log.prepare(config, seed, leaving, harness.say)
     for training in range(_TRAININGS.value):
       for name in _LEARNERS.value:
         row = elsewhere.measure(config, place, seed, training, name)
@@ -110,7 +101,7 @@ def main() -> None:
           f"{label} {_with_interval(found)}"
           for label, found in row["gain"].items()
         )
-        _say(
+        harness.say(
           f"seed {seed}, training {training}, {name}: {gains};"
           f" ours over d3rlpy {_with_interval(row['ours_over_d3rlpy'])}"
         )
@@ -118,7 +109,7 @@ def main() -> None:
       found = elsewhere.compared(config, place, name)
       versions.append({"learner": name, "seed": seed, **found})
       write()
-      _say(f"seed {seed}, {name} as compared: {_with_interval(found)}")
+      harness.say(f"seed {seed}, {name} as compared: {_with_interval(found)}")
     jax.clear_caches()
   print(_table(elsewhere.summary(rows)))
 

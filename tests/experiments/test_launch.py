@@ -35,6 +35,8 @@ _NEEDS = {
   "benchmarks.known_weights": [],
   "benchmarks.learner": [],
   "benchmarks.own_log": ["--log_dir=folder", "--world=text"],
+  "benchmarks.peers": [],
+  "benchmarks.peers.install": ["--out_dir=new"],
   "benchmarks.platform_log": [],
   "benchmarks.progressive_memory": [],
   "benchmarks.rivals": [],
@@ -63,6 +65,7 @@ _IN_DIR = {
   "experiments.fit_constants": "log_dir",
   "experiments.fit_world": "log_dir",
   "benchmarks.own_log": "log_dir",
+  "benchmarks.peers": "peers_dir",
   "experiments.log_gauc": "run",
   "experiments.pareto": "run",
   "experiments.train": "log",
@@ -72,7 +75,8 @@ _OUT_DIR = (
   *("experiments.fit_constants", "experiments.progressive"),
   *("experiments.pareto", "experiments.successors"),
   *("experiments.import_log", "experiments.train"),
-  *("benchmarks.platform_log", "benchmarks.scale"),
+  *("benchmarks.peers.install", "benchmarks.platform_log"),
+  "benchmarks.scale",
 )
 _OUT_FILE = {
   "experiments.collect": "out",
@@ -82,8 +86,9 @@ _OUT_FILE = {
   **{
     name: "json_out"
     for name in _NEEDS
-    # What is on record has a place of its own.
-    if name.startswith("benchmarks") and name != "benchmarks.known_weights"
+    # What is on record has a place of its own; an installation writes none.
+    if name.startswith("benchmarks")
+    and name not in ("benchmarks.known_weights", "benchmarks.peers.install")
   },
 }
 _SEED = {
@@ -300,12 +305,13 @@ def test_every_launcher_is_here():
   """Whatever has flags of its own goes through the one mechanism."""
   found = set()
   for path in itertools.chain(
-    _ROOT.glob("experiments/*.py"), _ROOT.glob("benchmarks/*.py")
+    _ROOT.glob("experiments/*.py"), _ROOT.glob("benchmarks/**/*.py")
   ):
     text = path.read_text(encoding="utf-8")
     assert "app.run" not in text or path.name == "launch.py"
     if "launch.run(" in text and path.name != "launch.py":
-      found.add(f"{path.parent.name}.{path.stem}")
+      module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+      found.add(module.removesuffix(".__main__"))
   assert found == set(_NEEDS)
 
 
