@@ -90,7 +90,10 @@ def _reason(error: OSError) -> str:
 
 def _command(more: Sequence[str]) -> str:
   spec = sys.modules["__main__"].__spec__
-  program = [sys.argv[0]] if spec is None else ["-m", spec.name]
+  if spec is None:
+    program = [sys.argv[0]]
+  else:
+    program = ["-m", spec.name.removesuffix(".__main__")]
   return shlex.join(["python", *program, *sys.argv[1:], *more])
 
 
