@@ -7,17 +7,19 @@
 # that fails or takes too long is named at the end, and the others go on. What runs
 # is `python` unless PYTHON says otherwise.
 set -uo pipefail
+mkdir -p "${1:?expected a folder for the results, found none}"
+out=$(cd "$1" && pwd)
+python=$(command -v "${PYTHON:-python}")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 cd "$(dirname "$0")/.."
-out=${1:?expected a folder for the results, found none}
-mkdir -p "$out"
-python=${PYTHON:-python}
 failed=""
 
 # part NAME SECONDS MODULE [FLAG ...]
 part() {
   local name=$1 limit=$2 start=$SECONDS
   shift 2
-  if timeout "$limit" "$python" -m "$@" "--json_out=$out/$name.json" \
+  # A program that waits for its driver may not end when it is asked to.
+  if timeout -k 5 "$limit" "$python" -m "$@" "--json_out=$out/$name.json" \
     > "$out/$name.log" 2>&1; then
     echo "$name: $((SECONDS - start)) s"
   else
@@ -27,12 +29,12 @@ part() {
 }
 
 # The reference workload, the sweep over critics, batches, seeds and precisions.
-part learner_reference 80 benchmarks.learner --workload=reference
-part learner_sweep 150 benchmarks.learner --workload=sweep
-part rivals 80 benchmarks.rivals
-part kernels 70 benchmarks.kernels --sizes=32768,1048576
-part world 60 benchmarks.world --sessions=1024,32768 --candidates=50
-part memory_paper 40 benchmarks.progressive_memory --preset=paper
+part learner_reference 75 benchmarks.learner --workload=reference
+part learner_sweep 140 benchmarks.learner --workload=sweep
+part rivals 75 benchmarks.rivals
+part kernels 65 benchmarks.kernels --sizes=32768,1048576
+part world 55 benchmarks.world --sessions=1024,32768 --candidates=50
+part memory_paper 35 benchmarks.progressive_memory --preset=paper
 if [ -n "$failed" ]; then
   echo "not whole:$failed"
   exit 1

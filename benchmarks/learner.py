@@ -348,6 +348,11 @@ def main() -> None:
     )
     rows.append(row)
     print(workload.name(), f"{row['updates_per_s']:.2f}", file=sys.stderr)
+    if harness.JSON_OUT.value:  # A sweep that is stopped has these rows.
+      harness.write_json(
+        harness.JSON_OUT.value,
+        {"environment": harness.environment(), "rows": rows},
+      )
   print(
     harness.markdown_table(
       [
@@ -374,11 +379,6 @@ def main() -> None:
   for row in rows:
     if "parts_ms" in row:
       print(row["workload"], row["parts_ms"])
-  if harness.JSON_OUT.value:
-    harness.write_json(
-      harness.JSON_OUT.value,
-      {"environment": harness.environment(), "rows": rows},
-    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ explored around, and over the first learner. `successors.json` has every figure.
 
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -19,6 +20,7 @@ from mtf_jax.evaluation.tables import text as table_text
 from mtf_jax.io import json_text, replacing
 from mtf_jax.studies.successors import config as config_lib
 from mtf_jax.studies.successors import study
+from mtf_jax.training import machine
 
 _WORLD = worlds.define_world()
 _PRESET = flags.DEFINE_enum(
@@ -54,22 +56,26 @@ def main() -> None:
       _LEARNERS.value, _SHARED.value, _EXPLORATION.value, _FEATURES.value
     )
   config = config_lib.PRESETS[_PRESET.value]
-  results = [
-    study.measure(
-      worlds.make_or_load(_WORLD.value, "small", seed),
-      config,
-      arms,
-      seed,
-      lambda message: print(message, file=sys.stderr, flush=True),
-    )
-    for seed in _SEEDS.value
-  ]
   folder = pathlib.Path(_OUT_DIR.value)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / "successors.json"
-  values = {"config": config.to_json(), "seeds": results}
-  with replacing(path) as file:
-    file.write(f"{json_text(values, indent=1)}\n".encode())
+  values = {"config": config.to_json(), "machine": machine.describe()}
+  results: list[dict[str, Any]] = []
+  for seed in _SEEDS.value:
+    results.append(
+      study.measure(
+        worlds.make_or_load(_WORLD.value, "small", seed),
+        config,
+        arms,
+        seed,
+        lambda message: print(message, file=sys.stderr, flush=True),
+      )
+    )
+    # After each seed: what is done survives a kill.
+    with replacing(path) as file:
+      file.write(
+        f"{json_text({**values, 'seeds': results}, indent=1)}\n".encode()
+      )
   print("\n".join(table_text(study.table(result)) for result in results))
   print(path)
 

@@ -21,7 +21,13 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import devices, joining, launch
-from mtf_jax.data import session_log, sharded, stream, transitions
+from mtf_jax.data import (
+  session_log,
+  sharded,
+  shown_items,
+  stream,
+  transitions,
+)
 from mtf_jax.data.behaviours import BEHAVIOURS
 from mtf_jax.data.session_log import SessionLog
 from mtf_jax.distributed import processes
@@ -156,10 +162,16 @@ def _train_on_file(config: TrainConfig) -> TrainState:
   mesh = devices.mesh()
   with launch.refusals("--dataset: "):  # They name the file.
     log, metadata = session_log.load_sessions(_DATASET.value)
+    if not LEARNERS[config.learner].of_pairs:
+      shown_items.check_deviate_alike(log.items)
   _say_detectable(config, [log], *_names_of_file(log, "world" in metadata))
   with devices.load_on_host(mesh):
+    # Whoever learns from requests has no use for items, which are large.
+    rows = (
+      log if LEARNERS[config.learner].of_pairs else log._replace(items=None)
+    )
     dataset = transitions.device_dataset(
-      log, num_steps=config.num_steps, discount=config.discount
+      rows, num_steps=config.num_steps, discount=config.discount
     )
     return train_in_folder(
       config,

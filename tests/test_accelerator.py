@@ -28,7 +28,8 @@ def test_every_part_takes_its_flags_and_all_end_in_eight_minutes(tmp_path):
   assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
     name for name, _ in parts
   ]
-  assert sum(int(limit) for _, limit in parts) <= 480
+  # Each may take 5 s more to end.
+  assert sum(int(limit) + 5 for _, limit in parts) <= 480
 
 
 def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path):

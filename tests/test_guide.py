@@ -60,6 +60,20 @@ def test_a_policy_of_pairs_acts_as_the_guide_says(small_world):
   assert items.features.shape[:3] == (256, 9, small_world.slate_size)
 
 
+def test_other_weights_are_another_policy_as_the_guide_says():
+  learner = registry.LEARNERS["preference_rl"].build(
+    networks.mlp_actor(2, (8,)), networks.mlp_critic(2, 1, (8,))
+  )
+  dataset = transitions.device_dataset(random_log())
+  one = transitions.sample_transitions(jax.random.key(0), dataset, 1)
+  state = learner.init(
+    jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], one)
+  )
+  given = {"jnp": jnp, "learner": learner, "state": state}
+  exec(_block_with("group_weights=jnp"), given)
+  np.testing.assert_allclose(given["params"].preference, [0.5, 1.5])
+
+
 def test_the_environment_of_the_guide_takes_a_step(small_world, monkeypatch):
   monkeypatch.setattr(synthetic, "synthetic_world", lambda *_: small_world)
   found = {}

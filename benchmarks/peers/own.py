@@ -41,7 +41,7 @@ class Own:
     )
     self._updates, self._dataset = size.updates, dataset
     self._state = learner.start_state(learner.Workload(), built, dataset)
-    self._run, self.compile_s = harness.compile_ahead(
+    self._run, _ = harness.compile_ahead(
       lambda state, dataset: loop.update_chunk(
         built,
         state,

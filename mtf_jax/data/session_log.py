@@ -198,8 +198,7 @@ def validate(log: SessionLog) -> None:
     used = np.zeros(num_rows, bool)
     used[extra_row] = values.any(axis=tuple(range(1, values.ndim)))
     note(f"{name} not 0 beside bootstrap_only", used)
-  items = {name: flat[name] for name in flat if name in shown_items.FIELDS}
-  for what, bad in shown_items.bad_rows(items, extra).items():
+  for what, bad in shown_items.bad_rows(flat, extra).items():
     note(what, bad)
   if found:
     raise InputError(f"log: expected valid rows, found {'; '.join(found)}.")

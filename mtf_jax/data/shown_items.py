@@ -60,6 +60,10 @@ def pair_observation(
   )
 
 
+# Boxes narrower than this round deviations, and how far apart are two of them.
+_NARROW = 1e-3
+_ALIKE = 1e-2
+
 # Flat name -> (dtype, letters of the shape), as in `session_log`.
 FIELDS = {
   "item_features": (np.float32, "NLF"),
@@ -113,22 +117,59 @@ def bad_rows(
   """What is wrong with the columns, beside values that are not finite.
 
   Args:
-    flat: of `flatten`, of the right types and shapes.
+    flat: the log's columns by flat name, those of `flatten` among them or not, of
+      the right types and shapes.
     extra: bool `[N]`, rows that hold only what follows a cut.
 
   Returns:
-    By what is wrong, where it is: bool `[N, L, A]`.
+    By what is wrong, where it is: bool `[N, ...]`.
   """
-  if not flat:
+  if "item_action" not in flat:
     return {}
   _, action, lower, upper = (flat[name] for name in FIELDS)
+  of_first = {
+    f"item_{name} of the first item not {name}": flat[f"item_{name}"][:, 0]
+    != flat[name]
+    for name in ("action", "box_lower", "box_upper")
+  }
   of_extra = extra[:, None, None]
   outside = (action < lower) | (action > upper)
-  return {
+  return of_first | {
     "item_box_lower above item_box_upper": lower > upper,
     "item_action outside its own box": outside & ~of_extra,
     "item_action not 0 beside bootstrap_only": (action != 0) & of_extra,
   }
+
+
+def check_deviate_alike(items: ShownItems | None) -> None:
+  """Checks that a row's items deviate as one, as those of a request do.
+
+  Where each item was drawn by itself the request has no deviation: its `action` is
+  that of an item whose draw put it first.
+
+  Args:
+    items: of a log with valid rows, or None.
+
+  Raises:
+    InputError: items of a row lie elsewhere in their boxes.
+  """
+  if items is None:
+    return
+  lower, upper = (np.asarray(bound, np.float64) for bound in items.box)
+  half_width = (upper - lower) / 2
+  wide = (half_width > _NARROW) & (half_width[:, :1] > _NARROW)
+  centred = np.asarray(items.action, np.float64) - (upper + lower) / 2
+  deviation = centred / np.where(half_width > 0, half_width, 1)
+  apart = wide & (np.abs(deviation - deviation[:, :1]) > _ALIKE)
+  rows = apart.any(axis=(1, 2))
+  # Beside what follows a cut all actions are 0.
+  rows &= np.asarray(items.action).any(axis=(1, 2))
+  if rows.any():
+    raise InputError(
+      "item_action: expected one deviation of all items of a request, which"
+      f" whoever learns from requests needs, found {int(rows.sum())} of"
+      f" {rows.size} rows with several, first row {int(np.argmax(rows))}."
+    )
 
 
 def require(items: Any, what: str) -> ShownItems:

@@ -20,6 +20,7 @@ import numpy as np
 
 from mtf_jax.arrays import as_numbers
 from mtf_jax.data.session_log import SessionLog
+from mtf_jax.data.shown_items import check_deviate_alike
 from mtf_jax.evaluation.logged_units import (
   ROUNDING,
   Estimate,
@@ -85,6 +86,7 @@ def ncis(
   for name, number in (("stddev", stddev), ("cap", cap)):
     if not number > 0:
       raise InputError(f"{name}: expected a value above 0, found {number}.")
+  check_deviate_alike(log.items)
   reward = scalar_reward(log, group_weights)
   request = ~as_array(log.bootstrap_only, "bootstrap_only")
   lower, upper = (

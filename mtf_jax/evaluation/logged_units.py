@@ -15,6 +15,7 @@ import numpy as np
 
 from mtf_jax.arrays import as_numbers
 from mtf_jax.data.session_log import SessionLog
+from mtf_jax.data.shown_items import check_deviate_alike
 from mtf_jax.io import InputError, as_array
 
 # A deviation that is held is the same in every box of its session, but for the
@@ -123,6 +124,7 @@ def units_from(
   """
   if not 0 <= discount <= 1:  # NaN is outside.
     raise InputError(f"discount: expected a value in [0, 1], found {discount}.")
+  check_deviate_alike(log.items)
   reward = scalar_reward(log, group_weights)
   request = ~as_array(log.bootstrap_only, "bootstrap_only")
   step = as_array(log.step, "step")

@@ -10,6 +10,10 @@ bit.
 [1] leaves open what this file decides; docs/decisions.md has the reasons: phi
 and d are each pair's own, the next list is the one that was logged, candidates
 that were not shown have no value, and sums are all that is asked of the parts.
+So an item's value may be negative where its list's is not, and phi, which shrinks
+it, then rewards leaving the item's box: metrics say how often
+(`negative_target_share`, of the items' parts of the targets). Values in the metrics
+are of lists, the critics' disagreement and exceedance of pairs.
 
 Letters: `B` transitions of a batch, `L` items of a shown list, `S` state features,
 `F` item features, `A` action components, `G` reward groups, `M` critics of a group
@@ -28,8 +32,17 @@ import jax.numpy as jnp
 
 from mtf_jax.data.shown_items import ShownItems, pair_observation, require
 from mtf_jax.data.transitions import Transition
-from mtf_jax.kernels.losses import list_td_targets, list_value
-from mtf_jax.learners import actor_critic, base, integrated_rl
+from mtf_jax.kernels.losses import (
+  list_td_targets,
+  list_value,
+  td_targets,
+)
+from mtf_jax.learners import (
+  actor_critic,
+  base,
+  integrated_rl,
+  integrated_steps,
+)
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.learners.integrated_rl import Metrics, State
 from mtf_jax.networks import Actor, Critic
@@ -143,7 +156,7 @@ def enhanced_rl(
     state: State, batch: Transition
   ) -> tuple[State, dict[str, jax.Array]]:
     numbers = state.hyperparams
-    answers = integrated_rl.answers_at(
+    answers = integrated_steps.answers_at(
       actor, critic, state, *_flat((batch.observation_t, batch.box_t))
     )
     size = batch.observation_t.shape[:2]
@@ -156,7 +169,7 @@ def enhanced_rl(
       weight_t,
       q_t,
     )
-    return integrated_rl.follow_targets(
+    state, metrics = integrated_steps.follow_targets(
       list_critic,
       state,
       batch,
@@ -164,12 +177,22 @@ def enhanced_rl(
       jnp.mean(exceedance_t, axis=1),
       jnp.mean(weight_t, axis=1),
     )
+    # phi acts on each item's part, which can be negative in a target that is not.
+    parts = jax.vmap(jax.vmap(td_targets, (None, None, 0, 0)))(
+      (batch.r_t + numbers.reward_shift[None, :]) / size[1],
+      numbers.discount * batch.discount_t,
+      weight_t,
+      q_t,
+    )
+    negative = jnp.mean(parts < 0, axis=(1, 2, 3), dtype=parts.dtype)
+    share = integrated_steps.continuing_mean(batch, negative)
+    return state, metrics | {"negative_target_share": share}
 
   def update_actor(
     state: State, batch: Transition
   ) -> tuple[State, dict[str, jax.Array]]:
     pairs = _flat((batch.observation_tm1, batch.box_tm1))
-    return integrated_rl.climb_at(actor, critic, state, *pairs)
+    return integrated_steps.climb_at(actor, critic, state, *pairs)
 
   return Learner(
     init=init,

@@ -25,12 +25,16 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtf_jax.data.transitions import Transition
 from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.kernels.losses import ensemble_mean_std
-from mtf_jax.learners import actor_critic, base, integrated_rl
+from mtf_jax.learners import (
+  actor_critic,
+  base,
+  integrated_rl,
+  integrated_steps,
+)
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.learners.integrated_rl import Metrics
 from mtf_jax.networks import Actor, Critic
@@ -94,16 +98,22 @@ class Policy(NamedTuple):
 
 
 # Below, a draw's largest share is 1 in float32.
-_BOUNDS = {"group_weights": (0.0, np.inf), "concentration": (1e-3, 1e3)}
+_BOUNDS = {"group_weights": (0.0, 1e30), "concentration": (1e-3, 1e3)}
 
 
 def as_preference(group_weights: chex.Array) -> jax.Array:
-  """Weights `[G]` whose sum is `G`, as that of equal ones; equal if all are 0."""
-  total = jnp.sum(group_weights)
-  size = group_weights.shape[0]
-  equal = jnp.ones_like(group_weights)
-  scale = size / jnp.where(total > 0, total, 1)
-  return jnp.where(total > 0, group_weights * scale, equal)
+  """Weights `[G]` whose sum is `G`, as that of equal ones.
+
+  Negative ones count as 0, as no such preference was ever trained; if all are 0 they
+  are equal.
+  """
+  weights = jnp.maximum(group_weights, 0)
+  largest = jnp.max(weights)
+  # By the largest first: sums of large numbers overflow.
+  shares = jnp.where(largest > 0, weights, 1) / jnp.where(
+    largest > 0, largest, 1
+  )
+  return shares * (weights.shape[0] / jnp.sum(shares))
 
 
 def _beside(observation: chex.Array, preference: chex.Array) -> jax.Array:
@@ -164,13 +174,13 @@ def preference_rl(
   def update_critic(
     state: Any, batch: Transition
   ) -> tuple[Any, dict[str, jax.Array]]:
-    return integrated_rl.regress_on(actor, critic, state, batch)
+    return integrated_steps.regress_on(actor, critic, state, batch)
 
   def update_actor(
     state: Any, batch: Transition
   ) -> tuple[Any, dict[str, jax.Array]]:
     groups = batch.r_t.shape[1]
-    return integrated_rl.climb_at(
+    return integrated_steps.climb_at(
       actor,
       critic,
       state,

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from mtf_jax.data import session_log, transitions
+from mtf_jax.data import session_log, shown_items, transitions
 from mtf_jax.data.shown_items import ShownItems, require
 from mtf_jax.interop.side_rows import side_rows
 from mtf_jax.io import InputError
+from mtf_jax.kernels.exploration import ActionBox
 from tests.session_logs import observation_only, random_log, with_items
 from tests.sharded_logs import parts_of, write_log
 
@@ -61,6 +62,11 @@ def test_a_fingerprint_sees_the_items():
       "item_features not finite: 2 of 240 rows, first row 3",
     ),
     ("action", 5.0, "item_action outside its own box: 2 of 240 rows"),
+    (
+      "action",
+      0.125,
+      "item_action of the first item not action: 2 of 240 rows",
+    ),
   ],
 )
 def test_bad_items_are_refused_with_counts(column, value, message):
@@ -131,3 +137,27 @@ def test_folders_and_side_rows_refuse_items(tmp_path):
     write_log(tmp_path / "log", [with_items(part)])
   with pytest.raises(InputError, match="columns of shown items"):
     side_rows(with_items(random_log()))
+
+
+def test_draws_of_each_item_are_no_deviation_of_the_request():
+  """Alike is what counts, in boxes of other widths and places too."""
+  log = random_log()
+  moved = with_items(log).items
+  shown_items.check_deviate_alike(moved)
+  box = moved.box
+  middle, half_width = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
+  half_width = half_width * np.array([1.0, 0.5, 0.1], np.float32)[:, None]
+  u = (log.action - (log.box.lower + log.box.upper) / 2) / half_width[:, 0]
+  alike = moved._replace(
+    action=middle + half_width * u[:, None],
+    box=ActionBox(middle - half_width, middle + half_width),
+  )
+  shown_items.check_deviate_alike(alike)
+  shown_items.check_deviate_alike(None)
+  one = np.array(alike.action)
+  one[7, 2] = middle[7, 2] - half_width[7, 2]
+  with pytest.raises(
+    InputError,
+    match=r"one deviation of all .* found 1 of 240 rows .* first row 7",
+  ):
+    shown_items.check_deviate_alike(alike._replace(action=one))

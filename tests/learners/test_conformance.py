@@ -377,13 +377,12 @@ def test_every_learner_is_registered_and_has_a_case():
   # Files of shared parts, the registry, the searches, which ask a fitness and see
   # no transitions, and the evaluation of somebody's policy.
   shared = {"base", "actor_critic", "box_units", "soft_actor", "normal_actor"}
-  shared |= {"slope_statistics"}
+  shared |= {"slope_statistics", "integrated_steps"}
   assert files - shared - {"registry", "es", "cem", "fqe"} == registered
 
 
-# Operation by operation one learner says it for all: what the others call of JAX is
-# the same, and every kernel is asked.
-@pytest.mark.parametrize("name", ["integrated_rl"])
+# Operation by operation, which takes a minute for those with networks: of them one.
+@pytest.mark.parametrize("name", ["integrated_rl", "slope_regression"])
 def test_jit_changes_nothing(name):
   state, batch = start(name), batch_of(1)
   assert_close(jitted(name)(state, batch), build(name).update(state, batch))

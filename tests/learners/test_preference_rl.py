@@ -169,14 +169,22 @@ def test_one_training_serves_what_is_wanted():
 def test_weights_are_taken_by_their_shares():
   found = preference_rl.as_preference(jnp.asarray([3.0, 1.0]))
   np.testing.assert_allclose(found, [1.5, 0.5])
+  for equal in (0.0, 1e30):
+    np.testing.assert_array_equal(
+      preference_rl.as_preference(jnp.full(3, equal)), np.ones(3)
+    )
   np.testing.assert_array_equal(
-    preference_rl.as_preference(jnp.zeros(3)), np.ones(3)
+    preference_rl.as_preference(jnp.asarray([3.0, -1.0])), [2, 0]
   )
 
 
 @pytest.mark.parametrize(
   ("field", "bad"),
-  [("group_weights", np.array([1.0, -0.1])), ("concentration", 0.0)],
+  [
+    ("group_weights", np.array([1.0, -0.1])),
+    ("group_weights", np.array([1.0, np.inf])),
+    ("concentration", 0.0),
+  ],
 )
 def test_numbers_out_of_range_are_refused(field, bad):
   learner = preference_rl.preference_rl(*BUILT)

@@ -44,7 +44,8 @@ def arms_of(
   """Every arm, those of one log together.
 
   Learners of requests take logs in which a list deviates alike: else there is no
-  deviation of the request.
+  deviation of the request. Items that deviate each by itself do so at each request:
+  candidates have no place that they keep over a session.
 
   Args:
     learners, shared, explorations, features: names, each at least one.
@@ -77,12 +78,13 @@ def arms_of(
       shared, explorations, learners
     )
     for told in (features if LEARNERS[learner].of_pairs else (None,))
-    if LEARNERS[learner].of_pairs or kind == "list"
+    if kind == "list"
+    or (LEARNERS[learner].of_pairs and exploration == "request")
   ]
   if not arms:
     raise InputError(
-      "shared: expected list, which learners of requests learn from, found"
-      f" {', '.join(shared)}."
+      "shared: expected list, which learners of requests learn from and which can"
+      f" be held over a session, found {', '.join(shared)}."
     )
   return arms
 
@@ -107,8 +109,12 @@ class SuccessorsConfig:
   train: TrainConfig
 
   def train_of(self, learner: str, seed: int) -> TrainConfig:
-    """The training of one learner."""
-    return dataclasses.replace(self.train, learner=learner, seed=seed)
+    """The training of one learner, with those of the numbers that it has."""
+    known = LEARNERS[learner].hyperparams._fields
+    numbers = {n: x for n, x in self.train.hyperparams.items() if n in known}
+    return dataclasses.replace(
+      self.train, learner=learner, seed=seed, hyperparams=numbers
+    )
 
   def to_json(self) -> dict[str, Any]:
     """As JSON has it."""

@@ -156,10 +156,11 @@ def _outside(keys, world, act, params, baseline, observe_fn):
   """Exceedance of each candidate's answer, and whether it is shown, `[B, C]`."""
 
   def one(key):
-    state = env.reset(key, world)
+    reset_key, act_key = jax.random.split(key)
+    state = env.reset(reset_key, world)
     seen = observe_fn(world, state)
     pairs = pair_observation(*seen)
-    action = jax.vmap(act, (None, 0, None))(params, pairs, key)
+    action = jax.vmap(act, (None, 0, None))(params, pairs, act_key)
     slots, _, _ = env.serve(world, state, action)
     offered = env.candidate_slots(world, state)
     beyond = jax.vmap(exceedance, (0, None))(action, action_box(baseline))

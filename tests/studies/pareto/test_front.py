@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtf_jax import networks
+from mtf_jax.data import transitions
 from mtf_jax.fitting import synthetic
 from mtf_jax.io import InputError
+from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.studies.pareto import front, picture
 from mtf_jax.studies.progressive import play
 from mtf_jax.studies.progressive.run_dir import RunDir
 from mtf_jax.studies.progressive.served import read_single_batch
 from mtf_jax.studies.progressive.watch import Watch
+from tests.session_logs import random_log
 from tests.tiny_run import TINY, tiny_plan, tiny_study_learner
 
 _LEAVING = "temper_budget"
@@ -119,6 +123,25 @@ def test_an_end_is_the_learner_of_that_group_alone(found):
       rtol=1e-4,
       atol=1e-6,
     )
+
+
+def test_weights_as_an_input_are_the_shares():
+  """Of seeds side by side, as a run has them."""
+  learner = LEARNERS["preference_rl"].build(
+    networks.mlp_actor(2, (4,)), networks.mlp_critic(2, 1, (4,))
+  )
+  dataset = transitions.device_dataset(random_log())
+  one = transitions.sample_transitions(jax.random.key(0), dataset, 1)
+  example = jax.tree.map(lambda leaf: leaf[0], one)
+  states = jax.vmap(lambda key: learner.init(key, example))(
+    jax.random.split(jax.random.key(1), 3)
+  )
+  served = jax.vmap(learner.policy)(front.weighted(states, 0.25))
+  np.testing.assert_allclose(
+    served.preference, np.tile([0.5, 1.5], (3, 1)), rtol=1e-6
+  )
+  assert LEARNERS["preference_rl"].any_weights
+  assert not LEARNERS["integrated_rl"].any_weights
 
 
 def test_the_interval_of_the_area_is_that_of_drawing_users_again():
