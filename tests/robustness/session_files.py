@@ -1,7 +1,7 @@
 """Session files of all schema versions, damaged and crafted.
 
-A file of version 3 has a digest: it is refused, or it gives the original. Files
-of versions 1 and 2 have none beyond the checksums of a zip archive, so whoever
+A file of version 3 or later has a digest: it is refused, or it gives the original;
+one of version 5 has shown items. Files of versions 1 and 2 have none beyond the checksums of a zip archive, so whoever
 packs the archive anew can make another valid log of it. Of these a reader may
 give what a strict reading of the same bytes gives, one that allows no field
 twice, no byte behind an array and no header but NumPy's own: never anything
@@ -19,10 +19,10 @@ from unittest import mock
 
 import numpy as np
 
-from mtf_jax.data import session_log
+from mtf_jax.data import session_log, shown_items
 from tests.robustness import mutate, mutate_npz
 from tests.robustness.kinds import Files, ReadOnly
-from tests.session_logs import random_log
+from tests.session_logs import random_log, with_items
 
 _NAME = "sessions.npz"
 _METADATA = {"world": "0123456789abcdef", "note": "fuzz"}
@@ -31,8 +31,9 @@ _METADATA = {"world": "0123456789abcdef", "note": "fuzz"}
 def _flat(log: session_log.SessionLog) -> dict[str, np.ndarray]:
   fields = {**log._asdict(), "box_lower": log.box.lower}
   fields["box_upper"] = log.box.upper
-  del fields["box"], fields["items"]  # These logs have none.
-  return {name: np.asarray(value) for name, value in fields.items()}
+  del fields["box"], fields["items"]
+  own = {name: np.asarray(value) for name, value in fields.items()}
+  return own | shown_items.flatten(log.items)
 
 
 def _old_file(log: session_log.SessionLog, version: int) -> bytes:
@@ -129,16 +130,18 @@ class Sessions(ReadOnly):
     session_log.save_sessions(path, self._log, _METADATA)
     self._current = path.read_bytes()
     self._folder = folder
-    version = session_log.SCHEMA_VERSION
-    self._contents = [_old_file(self._log, n) for n in (1, 2)]
-    if version > 2:
-      self._contents.append(self._current)
+    self._items = with_items(self._log)
+    session_log.save_sessions(path, self._items, _METADATA)
+    # By version; what is written most comes last.
+    self._contents = {n: _old_file(self._log, n) for n in (1, 2)}
+    self._contents |= {5: path.read_bytes(), 4: self._current}
 
   def mutate(self, rng: np.random.Generator) -> tuple[str, Files]:
-    number = int(rng.integers(len(self._contents)))
-    if rng.integers(3):  # the version that is written has most
-      number = len(self._contents) - 1
-    content = self._contents[number]
+    versions = list(self._contents)
+    version = versions[int(rng.integers(len(versions)))]
+    if rng.integers(3):
+      version = versions[-1]
+    content = self._contents[version]
     kind = int(rng.integers(10))
     if kind < 3:
       what, content = mutate.damage_bytes(rng, content)
@@ -148,7 +151,7 @@ class Sessions(ReadOnly):
       what, content = self._other_header(rng, content)
     else:
       what, content = self._crafted(rng)
-    return f"version {number + 1}: {what}", {_NAME: content}
+    return f"version {version}: {what}", {_NAME: content}
 
   def _other_header(self, rng, content):
     members = mutate_npz.members_of(content)
@@ -203,7 +206,8 @@ class Sessions(ReadOnly):
     return session_log.load_sessions(folder / _NAME)
 
   def difference(self, folder: pathlib.Path, found: Any) -> str:
-    expected = (_flat(self._log), _METADATA)
+    log = self._log if found[0].items is None else self._items
+    expected = (_flat(log), _METADATA)
     differs = _differences(found, expected)
     if not differs:
       return ""
