@@ -27,7 +27,7 @@ def launch(monkeypatch):
   """Runs the launcher with a tiny preset; all runs of a test compile once."""
   monkeypatch.setitem(launcher.config_lib.PRESETS, "smoke", TINY)
   world = small_world()
-  monkeypatch.setattr(synthetic, "synthetic_world", lambda size, seed: world)
+  monkeypatch.setattr(synthetic, "synthetic_world", lambda *_: world)
   monkeypatch.setattr(
     study.study_learner_lib,
     "make_study_learner",

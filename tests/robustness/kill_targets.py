@@ -170,7 +170,7 @@ def play_progressive(folder: pathlib.Path) -> None:
   plan, run_dir = _plan(), RunDir(folder)
   seeds = types.SimpleNamespace(seeds=plan.seeds)
   patches: list[tuple[Any, str, Any]] = [
-    (study.synthetic, "synthetic_world", lambda size, seed: _World()),
+    (study.synthetic, "synthetic_world", lambda *_: _World()),
     (study.study_learner_lib, "make_study_learner", lambda *_: None),
     (study, "_report", _report),
     (baselines, "prepare", _prepare),
