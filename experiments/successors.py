@@ -56,9 +56,7 @@ def main() -> None:
       _LEARNERS.value, _SHARED.value, _EXPLORATION.value, _FEATURES.value
     )
   config = config_lib.PRESETS[_PRESET.value]
-  folder = pathlib.Path(_OUT_DIR.value)
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / "successors.json"
+  path = pathlib.Path(_OUT_DIR.value) / "successors.json"
   values = {"config": config.to_json(), "machine": machine.describe()}
   results: list[dict[str, Any]] = []
   for seed in _SEEDS.value:
@@ -72,6 +70,7 @@ def main() -> None:
       )
     )
     # After each seed: what is done survives a kill.
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
       file.write(
         f"{json_text({**values, 'seeds': results}, indent=1)}\n".encode()
