@@ -19,7 +19,6 @@ from absl import flags
 
 from experiments import devices, launch, worlds
 from mtf_jax.evaluation.tables import text as table_text
-from mtf_jax.io import MAX_SEED
 from mtf_jax.policies import EXPLORATIONS
 from mtf_jax.studies.progressive import config as config_lib
 from mtf_jax.studies.progressive import study
@@ -34,13 +33,7 @@ _PRESET = flags.DEFINE_enum(
 _ROUNDS = flags.DEFINE_integer(
   "rounds", None, "Rounds, instead of the preset's.", lower_bound=1
 )
-_SEEDS = launch.define_integers(
-  "seeds",
-  [0],
-  "Seeds; each decides users, synthetic world and learner.",
-  low=0,
-  high=MAX_SEED,
-)
+_SEEDS = launch.define_seeds()
 _PARALLEL_SEEDS = flags.DEFINE_integer(
   "parallel_seeds",
   1,

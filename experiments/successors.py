@@ -17,7 +17,7 @@ from absl import flags
 from experiments import launch, worlds
 from mtf_jax import policies
 from mtf_jax.evaluation.tables import text as table_text
-from mtf_jax.io import json_text, replacing
+from mtf_jax.io import write_json
 from mtf_jax.studies.successors import config as config_lib
 from mtf_jax.studies.successors import study
 from mtf_jax.training import machine
@@ -71,10 +71,7 @@ def main() -> None:
     )
     # After each seed: what is done survives a kill.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-      file.write(
-        f"{json_text({**values, 'seeds': results}, indent=1)}\n".encode()
-      )
+    write_json(path, {**values, "seeds": results})
   print("\n".join(table_text(study.table(result)) for result in results))
   print(path)
 

@@ -162,14 +162,12 @@ def _train_on_file(config: TrainConfig) -> TrainState:
   mesh = devices.mesh()
   with launch.refusals("--dataset: "):  # They name the file.
     log, metadata = session_log.load_sessions(_DATASET.value)
+    rows = log
     if not LEARNERS[config.learner].of_pairs:
       shown_items.check_deviate_alike(log.items)
+      rows = log._replace(items=None)  # Large, and of no use.
   _say_detectable(config, [log], *_names_of_file(log, "world" in metadata))
   with devices.load_on_host(mesh):
-    # Whoever learns from requests has no use for items, which are large.
-    rows = (
-      log if LEARNERS[config.learner].of_pairs else log._replace(items=None)
-    )
     dataset = transitions.device_dataset(
       rows, num_steps=config.num_steps, discount=config.discount
     )

@@ -5,5 +5,6 @@
 
 Each of the others runs in a process of its own, in an environment of its own:
 `worker` answers there, `process` asks here. Of their code nothing is in this
-repository: their modules are imported from checkouts at the commits of `pins`.
+repository: their modules are imported from checkouts at the commits of
+`trainers`.
 """

@@ -80,8 +80,9 @@ def ncis(
     interval takes sessions as independent.
 
   Raises:
-    InputError: a log without a request, actions of another shape or not
-      finite, or numbers that are not above 0.
+    InputError: a log without a request or with shown items that deviate each by
+      itself, actions of another shape or not finite, or numbers that are not
+      above 0.
   """
   for name, number in (("stddev", stddev), ("cap", cap)):
     if not number > 0:

@@ -120,7 +120,8 @@ def units_from(
   Raises:
     InputError: a discount or weights that are none, densities that are not
       those of uniform draws, a log with sessions of both kinds or without a
-      request, or a session that says it held a deviation and did not.
+      request, or a session that says it held a deviation and did not; shown
+      items that deviate each by itself.
   """
   if not 0 <= discount <= 1:  # NaN is outside.
     raise InputError(f"discount: expected a value in [0, 1], found {discount}.")

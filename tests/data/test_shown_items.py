@@ -8,6 +8,7 @@ import pytest
 
 from mtf_jax.data import session_log, shown_items, transitions
 from mtf_jax.data.shown_items import ShownItems, require
+from mtf_jax.evaluation import importance, logged_units
 from mtf_jax.interop.side_rows import side_rows
 from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import ActionBox
@@ -161,3 +162,9 @@ def test_draws_of_each_item_are_no_deviation_of_the_request():
     match=r"one deviation of all .* found 1 of 240 rows .* first row 7",
   ):
     shown_items.check_deviate_alike(alike._replace(action=one))
+  # Whoever takes the action for a draw of the request asks.
+  apart = random_log()._replace(items=alike._replace(action=one))
+  with pytest.raises(InputError, match="item_action: expected one deviation"):
+    logged_units.units_from(apart)
+  with pytest.raises(InputError, match="item_action: expected one deviation"):
+    importance.ncis(apart, apart.action)

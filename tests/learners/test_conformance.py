@@ -53,65 +53,35 @@ class Case(NamedTuple):
   gains_with: dict[str, Any] = {}  # noqa: RUF012 - read only
 
 
+# IntegratedRL-MTF and the learners around it.
+_INTEGRATED = {
+  "discount": 0.5,
+  "sharpness": 3.0,
+  "penalty_scale": 0.2,
+  "uncertainty_scale": 0.6,
+  "group_weights": (1.0, 0.5),
+  "reward_shift": (0.3, 0.1),
+  "target_step_size": 0.2,
+  "actor_learning_rate": 2e-3,
+  "critic_learning_rate": 1e-3,
+  "max_gradient_norm": 0.1,
+}
+
 CASES = {
-  "integrated_rl": Case(
-    {
-      "discount": 0.5,
-      "sharpness": 3.0,
-      "penalty_scale": 0.2,
-      "uncertainty_scale": 0.6,
-      "group_weights": (1.0, 0.5),
-      "reward_shift": (0.3, 0.1),
-      "target_step_size": 0.2,
-      "actor_learning_rate": 2e-3,
-      "critic_learning_rate": 1e-3,
-      "max_gradient_norm": 0.1,
-    }
-  ),
+  "integrated_rl": Case(_INTEGRATED),
   "constrained_rl": Case(
     {
-      "discount": 0.5,
-      "sharpness": 3.0,
-      "penalty_scale": 0.2,
-      "uncertainty_scale": 0.6,
-      "group_weights": (1.0, 0.5),
-      "reward_shift": (0.3, 0.1),
-      "target_step_size": 0.2,
-      "actor_learning_rate": 2e-3,
-      "critic_learning_rate": 1e-3,
-      "max_gradient_norm": 0.1,
+      **_INTEGRATED,
       "allowed_loss": (-0.2, 0.5),
       "multiplier_learning_rate": 0.1,
       "multiplier_cap": (1e-4, 2e-4),
       "multiplier_damping": (30.0, 0.0),
     }
   ),
-  "enhanced_rl": Case(
-    {
-      "discount": 0.5,
-      "sharpness": 3.0,
-      "penalty_scale": 0.2,
-      "uncertainty_scale": 0.6,
-      "group_weights": (1.0, 0.5),
-      "reward_shift": (0.3, 0.1),
-      "target_step_size": 0.2,
-      "actor_learning_rate": 2e-3,
-      "critic_learning_rate": 1e-3,
-      "max_gradient_norm": 0.1,
-    }
-  ),
+  "enhanced_rl": Case(_INTEGRATED),
   "preference_rl": Case(
     {
-      "discount": 0.5,
-      "sharpness": 3.0,
-      "penalty_scale": 0.2,
-      "uncertainty_scale": 0.6,
-      "group_weights": (1.0, 0.5),
-      "reward_shift": (0.3, 0.1),
-      "target_step_size": 0.2,
-      "actor_learning_rate": 2e-3,
-      "critic_learning_rate": 1e-3,
-      "max_gradient_norm": 0.1,
+      **_INTEGRATED,
       "concentration": 0.3,
     }
   ),

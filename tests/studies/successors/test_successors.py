@@ -1,5 +1,6 @@
 """The study of successors: which arms there are, and one small game of it."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from mtf_jax.studies.successors import config as config_lib
 from mtf_jax.studies.successors import study
 from mtf_jax.studies.successors.config import Arm, arms_of
 from mtf_jax.training.config import TrainConfig
+from mtf_jax.worlds import candidates, env
+from tests.session_logs import random_log, with_items
 
 _BOTH = ("integrated_rl", "enhanced_rl")
 _ONE = (("list",), ("request",), ("all",))
@@ -86,6 +89,24 @@ def test_learners_that_stay_where_they_begin_gain_nothing(small_world):
   assert "enhanced_rl, attributes" in text(study.table(result))
   json_text(result)
   json_text(_STILL.to_json())
+
+
+def test_what_an_arm_learns_from_is_what_it_sees_when_it_is_judged(small_world):
+  """Features of a log's items, and of candidates, by their names."""
+  state = env.reset(jax.random.key(0), small_world)
+  whole = candidates.observe_candidates(small_world, state).features
+  log = with_items(random_log(), features=whole.shape[1])
+  names = np.array(candidates.FEATURE_NAMES)
+  for features, kept in (
+    ("all", names),
+    ("attributes", np.array(["duration"])),
+  ):
+    columns = np.isin(names, kept)
+    told = study._told(log, features).items.features
+    np.testing.assert_array_equal(told, log.items.features[:, :, columns])
+    seen = study._OBSERVE[features](small_world, state).features
+    np.testing.assert_array_equal(seen, whole[:, columns])
+  assert study._told(log, None).items is None
 
 
 @pytest.mark.parametrize("preset", config_lib.PRESETS)
