@@ -17,8 +17,10 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
+import jax
 import jax.numpy as jnp
 from absl import flags
+from jax.sharding import Mesh
 
 from experiments import devices, joining, launch
 from mtf_jax.data import (
@@ -29,6 +31,7 @@ from mtf_jax.data import (
   transitions,
 )
 from mtf_jax.data.behaviours import BEHAVIOURS
+from mtf_jax.data.log_strata import LogStrata
 from mtf_jax.data.session_log import SessionLog
 from mtf_jax.distributed import processes
 from mtf_jax.evaluation import guardrails
@@ -185,14 +188,27 @@ def _train_on_file(config: TrainConfig) -> TrainState:
     )
 
 
+def _bytes_for_rows(divided: Mesh | None) -> float:
+  """Memory for the rows of a log; of all devices that the mesh divides them over."""
+  if _DEVICE_GIB.value is not None:
+    holders = 1 if divided is None else divided.shape["data"]
+    return _DEVICE_GIB.value * 2**30 * holders
+  holders = 1
+  if divided is not None:
+    # Devices of a CPU share the memory of their host.
+    on_cpu = divided.devices.flat[0].platform == "cpu"
+    holders = jax.process_count() if on_cpu else divided.shape["data"]
+  return machine.device_bytes() / 4 * holders
+
+
 def _train_on_folder(config: TrainConfig) -> TrainState:
   mesh = devices.mesh()
   with launch.refusals("--log: "):  # They name the file.
     log = sharded.open_log(_LOG.value)
-    memory = machine.device_bytes() / 4
-    if _DEVICE_GIB.value is not None:
-      memory = _DEVICE_GIB.value * 2**30
-    num_shards = stream.pool_shards(log, memory)
+    in_parts = mesh is not None and config.num_strata > 1
+    num_shards = stream.pool_shards(
+      log, _bytes_for_rows(mesh if in_parts else None)
+    )
   _say_detectable(
     config,
     map(log.load, range(len(log.manifest.shards))),
@@ -200,7 +216,10 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
     log.manifest.behaviour_names,
   )
   steps = {"num_steps": config.num_steps, "discount": config.discount}
-  pool, pool_config = None, None
+  pool, pool_config, log_strata = None, None, None
+  if num_shards is None and in_parts:
+    with launch.refusals("--"):  # It names num_strata.
+      log_strata = LogStrata(log, config.num_strata, **steps)
   if num_shards is not None:
     pool_config = stream.PoolConfig(
       num_shards, config.batch_size, config.chunk_size, config.seed
@@ -212,8 +231,10 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
       file=sys.stderr,
     )
   with devices.load_on_host(mesh):
+    # Of rows that come in parts an example is enough.
+    whole = pool is None and log_strata is None
     dataset = transitions.device_dataset(
-      log.load_all() if pool is None else log.load(0), **steps
+      log.load_all() if whole else log.load(0), **steps
     )
     return train_in_folder(
       config,
@@ -231,6 +252,7 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
         jnp.asarray(log.manifest.stddev, jnp.float32),
       ),
       stream=pool,
+      log_strata=log_strata,
       tensorboard=_TENSORBOARD.value,
     )
 

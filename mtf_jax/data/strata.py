@@ -54,39 +54,71 @@ def stratify(dataset: TransitionDataset, num_strata: int) -> Strata:
   Raises:
     InputError: there are fewer transitions than strata.
   """
-  # Any: its arrays are NumPy's from here on.
-  rows: Any = jax.tree.map(np.asarray, dataset)
-  total = int(rows.num_transitions)
-  if not 1 <= num_strata <= total:
-    raise InputError(
-      f"num_strata: expected 1 to {total}, the log's number of transitions,"
-      f" found {num_strata}."
-    )
-  cuts = np.arange(num_strata + 1, dtype=np.int64) * total // num_strata
-  starts = [rows.start_row[low:high] for low, high in itertools.pairwise(cuts)]
-  spans = [
-    (int(start[0]), int(max(start[-1], rows.next_row[start].max())) + 1)
-    for start in starts
-  ]
+  rows = jax.tree.map(np.asarray, dataset)
+  cuts = cuts_of(int(rows.num_transitions), num_strata)
+  spans = [span_of(rows, *both) for both in itertools.pairwise(cuts)]
   num_rows = max(high - low for low, high in spans)
+  parts = [stratum(rows, *both, num_rows) for both in itertools.pairwise(cuts)]
+  return Strata(jax.tree.map(lambda *leaves: np.stack(leaves), *parts))
+
+
+def cuts_of(num_transitions: int, num_strata: int) -> np.ndarray:
+  """Where strata begin and end, int64 `[F + 1]`, in transitions of the log.
+
+  Args:
+    num_transitions: of the log.
+    num_strata: `F`.
+
+  Raises:
+    InputError: there are fewer transitions than strata.
+  """
+  if not 1 <= num_strata <= num_transitions:
+    raise InputError(
+      f"num_strata: expected 1 to {num_transitions}, the log's number of"
+      f" transitions, found {num_strata}."
+    )
+  return (
+    np.arange(num_strata + 1, dtype=np.int64) * num_transitions // num_strata
+  )
+
+
+def span_of(rows: Any, low: int, high: int) -> tuple[int, int]:
+  """First row, and the row after the last, that transitions of a range need.
+
+  Args:
+    rows: a dataset, NumPy arrays.
+    low, high: the first transition, and the one after the last.
+  """
+  start = rows.start_row[low:high]
+  return int(start[0]), int(max(start[-1], rows.next_row[start].max())) + 1
+
+
+def stratum(rows: Any, low: int, high: int, num_rows: int) -> Any:
+  """One stratum of a dataset, padded.
+
+  Args:
+    rows: a dataset, NumPy arrays.
+    low, high: as in `span_of`.
+    num_rows: `N`, at least as many as the transitions' span.
+
+  Returns:
+    The dataset of these transitions, NumPy arrays, as a part of `Strata` has it.
+  """
+  first, after = span_of(rows, low, high)
+  start = rows.start_row[low:high]
 
   def padded(array: np.ndarray) -> np.ndarray:
-    after = [(0, num_rows - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
-    return np.pad(array, after)
+    room = [(0, num_rows - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, room)
 
-  def part(start: np.ndarray, span: tuple[int, int]) -> TransitionDataset:
-    low, high = span
-    fields = rows._replace(num_transitions=rows.discount)
-    cut = jax.tree.map(lambda leaf: padded(leaf[low:high]), fields)
-    return cut._replace(
-      # Of rows that no transition starts from it may lie outside.
-      next_row=np.clip(cut.next_row - np.int32(low), 0, num_rows - 1),
-      start_row=padded(start - np.int32(low)),
-      num_transitions=np.int32(start.shape[0]),
-    )
-
-  parts = [part(*both) for both in zip(starts, spans, strict=True)]
-  return Strata(jax.tree.map(lambda *leaves: np.stack(leaves), *parts))
+  fields = rows._replace(num_transitions=rows.discount)
+  cut = jax.tree.map(lambda leaf: padded(leaf[first:after]), fields)
+  return cut._replace(
+    # Of rows that no transition starts from it may lie outside.
+    next_row=np.clip(cut.next_row - np.int32(first), 0, num_rows - 1),
+    start_row=padded(start - np.int32(first)),
+    num_transitions=np.int32(start.shape[0]),
+  )
 
 
 def is_of_each_run(dataset: Dataset) -> bool:

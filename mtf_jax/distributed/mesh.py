@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mtf_jax.data.log_strata import LogStrata
 from mtf_jax.data.strata import Dataset, Strata
 from mtf_jax.io import InputError
 
@@ -210,3 +211,39 @@ def put_dataset(mesh: Mesh, dataset: Dataset) -> Dataset:
   """
   axis = "data" if isinstance(dataset, Strata) else None
   return put(dataset, NamedSharding(mesh, PartitionSpec(axis)))
+
+
+def put_strata(mesh: Mesh, log_strata: LogStrata) -> Strata:
+  """Strata of a log over `data`: each process reads those of its own devices.
+
+  Args:
+    mesh: of `make_mesh`; its axis `data` divides the number of strata.
+    log_strata: the log's.
+
+  Returns:
+    The strata. The host holds those of one device at a time.
+
+  Raises:
+    InputError: as `LogStrata.load`.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec("data"))
+  count = log_strata.num_strata
+  devices: dict[range, list[jax.Device]] = {}
+  held = sharding.addressable_devices_indices_map((count,))
+  for device, index in held.items():
+    assert index is not None  # Of its own devices a process knows it.
+    # Devices that differ on other axes hold the same strata.
+    devices.setdefault(range(count)[index[0]], []).append(device)
+  pieces = []
+  for numbers, holders in devices.items():
+    loaded = [log_strata.load(number) for number in numbers]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *loaded)
+    pieces += [jax.device_put(stacked, device) for device in holders]
+  return Strata(
+    jax.tree.map(
+      lambda *leaves: jax.make_array_from_single_device_arrays(
+        (count, *leaves[0].shape[1:]), sharding, list(leaves)
+      ),
+      *pieces,
+    )
+  )

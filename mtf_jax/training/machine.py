@@ -33,12 +33,12 @@ def num_threads() -> int:
 
 
 def device_bytes() -> int:
-  """Memory of the default device, bytes: what JAX may use, else the host's.
+  """Memory of a device of this process, bytes: what JAX may use, else the host's.
 
   It is the same whatever else runs, so that a run that goes on divides it as
   before.
   """
-  stats = jax.devices()[0].memory_stats()
+  stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"]
   return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

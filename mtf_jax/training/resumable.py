@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from mtf_jax import folder_lock
+from mtf_jax.data.log_strata import LogStrata
 from mtf_jax.data.strata import Dataset, stratify
 from mtf_jax.data.stream import ShardPool
 from mtf_jax.data.transitions import TransitionDataset, sample_transitions
@@ -128,6 +129,7 @@ def train_in_folder(
   mesh: Mesh | None = None,
   normalization: Normalization | None = None,
   stream: ShardPool | None = None,
+  log_strata: LogStrata | None = None,
   tensorboard: bool = False,
 ) -> loop.TrainState:
   """Trains until `config.num_updates` updates are done in all.
@@ -152,6 +154,9 @@ def train_in_folder(
     normalization: of the observations; that of the dataset if omitted.
     stream: gives the rows to train on where they do not all fit, `dataset`
       then being an example of them. Its position is in every checkpoint.
+    log_strata: gives the rows to train on where a mesh divides them, of as many
+      strata as the configuration has, `dataset` then being an example of them.
+      Each process reads those of its own devices.
     tensorboard: whether the folder `tensorboard` gets the metrics, too, and at
       the end the configuration and the last row. Needs the extra of that name.
 
@@ -179,7 +184,7 @@ def train_in_folder(
       config, num_updates=1, chunk_size=1, checkpoint_every=1
     )
   state = initial_state(config, learner, dataset, normalization)
-  rows = _rows(config, dataset, stream, mesh, state)
+  rows = _rows(config, dataset, stream, log_strata, mesh, state)
   loop.check_finite(state)
   record = {"config": config.to_json(), **data_record}
   record = json.loads(json.dumps(record))  # As a checkpoint has it.
@@ -222,6 +227,7 @@ def _rows(
   config: TrainConfig,
   dataset: TransitionDataset,
   stream: ShardPool | None,
+  log_strata: LogStrata | None,
   mesh: Mesh | None,
   state: loop.TrainState,
 ) -> Dataset | ShardPool:
@@ -233,10 +239,10 @@ def _rows(
         " streamed, found more; give a log that fits, or no mesh."
       )
     return stream
-  rows: Dataset = dataset
-  if config.num_strata > 1:
-    rows = stratify(dataset, config.num_strata)
   if mesh is None:
+    rows: Dataset = dataset
+    if config.num_strata > 1:
+      rows = stratify(dataset, config.num_strata)
     return jax.device_put(rows)
   mesh_lib.check_fits(
     mesh,
@@ -245,7 +251,11 @@ def _rows(
     num_strata=config.num_strata,
   )
   mesh_lib.state_shardings(mesh, state)
-  return mesh_lib.put_dataset(mesh, rows)
+  if log_strata is not None:
+    return mesh_lib.put_strata(mesh, log_strata)
+  if config.num_strata > 1:
+    return mesh_lib.put_dataset(mesh, stratify(dataset, config.num_strata))
+  return mesh_lib.put_dataset(mesh, dataset)
 
 
 def _train_held(

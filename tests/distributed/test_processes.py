@@ -14,19 +14,21 @@ import pytest
 
 from mtf_jax.data import session_log
 from tests.session_logs import random_log
+from tests.sharded_logs import parts_of, write_log
 
 _ROOT = pathlib.Path(__file__).parents[2]
+_ROWS = {"--dataset": "log.npz", "--log": "log"}
 _SAID = "This process was killed, or stops because another one of the run did"
 
 
-def _begin(folder, out_dir, *flags, num_devices=2):
+def _begin(folder, out_dir, *flags, num_devices=2, rows="--dataset"):
   devices = f"--xla_force_host_platform_device_count={num_devices}"
   return subprocess.Popen(
     (
       sys.executable,
       "-m",
       "experiments.train",
-      f"--dataset={folder / 'log.npz'}",
+      f"{rows}={folder / _ROWS[rows]}",
       f"--out_dir={folder / out_dir}",
       "--preset=smoke",
       "--num_strata=8",
@@ -44,7 +46,7 @@ def _begin(folder, out_dir, *flags, num_devices=2):
   )
 
 
-def _begin_two(folder, out_dir, *flags):
+def _begin_two(folder, out_dir, *flags, rows="--dataset"):
   with socket.socket() as holder:
     holder.bind(("127.0.0.1", 0))
     coordinator = f"127.0.0.1:{holder.getsockname()[1]}"
@@ -56,6 +58,7 @@ def _begin_two(folder, out_dir, *flags):
       f"--coordinator={coordinator}",
       "--num_processes=2",
       f"--process_id={number}",
+      rows=rows,
     )
     for number in range(2)
   ]
@@ -117,3 +120,16 @@ def test_it_goes_on_with_another_number_of_processes(folder):
   np.testing.assert_allclose(
     found[: len(expected)], expected[: len(found)], rtol=1e-4
   )
+
+
+def test_each_process_reads_its_part_of_a_folder(tmp_path):
+  write_log(tmp_path / "log", parts_of(5, num_rows=60))
+  alone = _begin(tmp_path, "alone", num_devices=1, rows="--log")
+  _, said = alone.communicate(timeout=300)
+  assert alone.returncode == 0, said
+  parted = _begin_two(tmp_path, "parted", rows="--log")
+  ended = [process.communicate(timeout=300) for process in parted]
+  assert [process.returncode for process in parted] == [0, 0], ended
+  expected, found = _losses(tmp_path / "alone"), _losses(tmp_path / "parted")
+  assert len(found) == 10 and min(found) > 0
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
