@@ -63,6 +63,12 @@ def test_a_peer_that_does_not_start_is_named():
     process.Peer("CORL", [sys.executable, "-c", code], updates=1)
 
 
+def test_a_peer_that_hangs_is_ended_and_named():
+  code = "import time; time.sleep(3600)"
+  with pytest.raises(process.PeerError, match=r"^CORL: no answer within 0.2 s"):
+    process.Peer("CORL", [sys.executable, "-c", code], updates=1, limit_s=0.2)
+
+
 def test_a_peer_that_answers_nonsense_is_named(fakes):
   with pytest.raises(process.PeerError, match="expected seconds, found 'none'"):
     fakes("none").window()

@@ -4,11 +4,15 @@ import json
 import pathlib
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 
 from benchmarks.peers import trainers, workload
 
 _ROOT = pathlib.Path(__file__).parents[2]
+
+# More than any of them takes to compile, or for a window, on two slow cores.
+_LIMIT_S = 900.0
 
 
 class PeerError(Exception):
@@ -33,18 +37,25 @@ def command(
 class Peer:
   """A worker that stays alive between its windows."""
 
-  def __init__(self, name: str, args: Sequence[str], updates: int):
+  def __init__(
+    self,
+    name: str,
+    args: Sequence[str],
+    updates: int,
+    limit_s: float = _LIMIT_S,
+  ):
     """Starts it and waits until it is ready.
 
     Args:
       name: what messages call it.
       args: its command.
       updates: of a window.
+      limit_s: seconds that it has for an answer; then it is killed.
 
     Raises:
-      PeerError: it ended first.
+      PeerError: it ended first, or hung.
     """
-    self.name, self._updates = name, updates
+    self.name, self._updates, self._limit_s = name, updates, limit_s
     self._said = tempfile.TemporaryFile(  # noqa: SIM115 - closed by `close`
       "w+", errors="backslashreplace"
     )
@@ -66,7 +77,7 @@ class Peer:
     """Runs one window.
 
     Raises:
-      PeerError: it ended, or did not answer with two numbers.
+      PeerError: it ended, hung, or did not answer with two numbers.
     """
     try:
       self._process.stdin.write(f"run {self._updates}\n")
@@ -89,7 +100,18 @@ class Peer:
     self._said.close()
 
   def _answer(self) -> str:
+    late = threading.Event()
+
+    def give_up() -> None:
+      late.set()
+      self._process.kill()
+
+    timer = threading.Timer(self._limit_s, give_up)
+    timer.start()
     line = self._process.stdout.readline()
+    timer.cancel()
+    if late.is_set():
+      self._fail(f"no answer within {self._limit_s:g} s")
     if not line:
       status = self._process.wait()
       self._said.seek(0)

@@ -73,16 +73,16 @@ def initial_state(
   network_key, batch_key, example_key = jax.random.split(
     jax.random.key(config.seed), 3
   )
-  example = sample_transitions(example_key, dataset, 1)
   hyperparams = {
     name: jnp.asarray(value) for name, value in config.hyperparams.items()
   }
 
-  def init(rng_key, example, normalization):
+  def init(rng_key, example_key, dataset, normalization):
+    example = sample_transitions(example_key, dataset, 1)
     # The numbers are no arguments: `init` checks those that it knows.
     return learner.init(
       rng_key,
-      example,
+      jax.tree.map(lambda leaf: leaf[0], example),
       hyperparams_of(config.learner)(**hyperparams),
       normalization,
     )
@@ -90,7 +90,8 @@ def initial_state(
   options = _RUNS_ONCE if jax.default_backend() == "cpu" else None
   learner_state = jax.jit(init, compiler_options=options)(
     network_key,
-    jax.tree.map(lambda leaf: leaf[0], example),
+    example_key,
+    dataset,
     normalization_from(dataset) if normalization is None else normalization,
   )
   return loop.start(batch_key, learner_state)
