@@ -357,22 +357,16 @@ def _expected_interactions(
   Returns:
     `N` arrays `[...]`.
   """
-  # Every way the behaviours so far may have turned out, with its probability.
-  branches: list[tuple[jax.Array, tuple[int, ...]]]
-  branches = [(jnp.ones_like(logits[..., 0]), ())]
+  # Every way `[2^n]` the behaviours before may have turned out: its probability,
+  # and what it adds to the logits.
+  weight, shift = jnp.ones_like(logits[..., :1]), jnp.zeros_like(coupling[:1])
   expected = []
-  num_interactions = logits.shape[-1]
-  for n in range(num_interactions):
-    total = jnp.zeros_like(logits[..., 0])
-    following = []
-    for weight, happened in branches:
-      logit = logits[..., n] + sum(coupling[n, m] for m in happened)
-      probability = jax.nn.sigmoid(logit)
-      total += weight * probability
-      following.append((weight * (1.0 - probability), happened))
-      following.append((weight * probability, (*happened, n)))
-    branches = following
-    expected.append(total)
+  for n in range(logits.shape[-1]):
+    probability = jax.nn.sigmoid(logits[..., n, None] + shift[:, n])
+    happens = weight * probability
+    expected.append(jnp.sum(happens, axis=-1))
+    weight = jnp.concatenate([weight * (1.0 - probability), happens], axis=-1)
+    shift = jnp.concatenate([shift, shift + coupling[:, n]])
   return expected
 
 
@@ -412,9 +406,8 @@ def expected_responses(
   play = _play_seconds(fraction, duration[:, None])
 
   thresholds = _latent_thresholds(response, duration, bucket)
-  valid, finish, click, long_view = (
-    special.ndtr((mean - threshold) / response.residual_scale)
-    for threshold in thresholds
+  valid, finish, click, long_view = special.ndtr(
+    (mean[None, :] - thresholds) / response.residual_scale
   )
 
   over_points = jax.vmap(
@@ -441,31 +434,30 @@ def expected_responses(
 
 def _latent_thresholds(
   response: ResponseModel, duration: jax.Array, bucket: jax.Array
-) -> list[jax.Array]:
-  """`[L]` smallest z that crosses each threshold, as `_thresholds` orders."""
+) -> jax.Array:
+  """`[4, L]` smallest z that crosses each threshold, as `_thresholds` orders."""
   unit = jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
-  rows = response.play_table[bucket]
   spacing = (Z_MAX - Z_MIN) / (Z_POINTS - 1)
-
-  def cross(seconds):
-    target = jnp.where(
-      seconds < unit,
-      jnp.log1p(seconds) / jnp.log1p(unit),
-      seconds / unit,
-    )
-    # The first table point at or beyond the target, then back along the line.
-    right = jnp.sum((rows < target[:, None]).astype(jnp.int32), axis=1)
-    right = jnp.clip(right, 1, Z_POINTS - 1)
-    low = jnp.take_along_axis(rows, right[:, None] - 1, axis=1)[:, 0]
-    high = jnp.take_along_axis(rows, right[:, None], axis=1)[:, 0]
-    step = jnp.where(high > low, high - low, 1.0)
-    back = jnp.clip((target - low) / step, 0.0, 1.0)
-    z = Z_MIN + spacing * (right.astype(back.dtype) - 1.0 + back)
-    return jnp.where(rows[:, -1] < target, jnp.inf, z)
-
-  return [
-    cross(jnp.full_like(unit, VALID_SECONDS)),
-    cross(duration),
-    cross(jnp.minimum(CLICK_SECONDS, duration)),
-    cross(jnp.minimum(LONG_VIEW_SECONDS, duration)),
-  ]
+  seconds = jnp.stack(
+    [
+      jnp.full_like(unit, VALID_SECONDS),
+      duration,
+      jnp.minimum(CLICK_SECONDS, duration),
+      jnp.minimum(LONG_VIEW_SECONDS, duration),
+    ]
+  )
+  target = jnp.where(
+    seconds < unit,
+    jnp.log1p(seconds) / jnp.log1p(unit),
+    seconds / unit,
+  )
+  # The first table point at or beyond the target, then back along the line.
+  table = response.play_table
+  below = table[bucket][None] < target[..., None]
+  right = jnp.sum(below.astype(jnp.int32), axis=-1)
+  right = jnp.clip(right, 1, Z_POINTS - 1)
+  low, high = table[bucket[None], right - 1], table[bucket[None], right]
+  step = jnp.where(high > low, high - low, 1.0)
+  back = jnp.clip((target - low) / step, 0.0, 1.0)
+  z = Z_MIN + spacing * (right.astype(back.dtype) - 1.0 + back)
+  return jnp.where(table[bucket, -1][None] < target, jnp.inf, z)
