@@ -362,11 +362,12 @@ def _expected_interactions(
   weight, shift = jnp.ones_like(logits[..., :1]), jnp.zeros_like(coupling[:1])
   expected = []
   for n in range(logits.shape[-1]):
-    probability = jax.nn.sigmoid(logits[..., n, None] + shift[:, n])
+    logit = jnp.add.outer(logits[..., n], shift[:, n])
+    probability = jax.nn.sigmoid(logit)
     happens = weight * probability
     expected.append(jnp.sum(happens, axis=-1))
     weight = jnp.concatenate([weight * (1.0 - probability), happens], axis=-1)
-    shift = jnp.concatenate([shift, shift + coupling[:, n]])
+    shift = jnp.concatenate([shift, shift + coupling[None, :, n]])
   return expected
 
 
@@ -436,16 +437,16 @@ def _latent_thresholds(
   response: ResponseModel, duration: jax.Array, bucket: jax.Array
 ) -> jax.Array:
   """`[4, L]` smallest z that crosses each threshold, as `_thresholds` orders."""
-  unit = jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)
   spacing = (Z_MAX - Z_MIN) / (Z_POINTS - 1)
   seconds = jnp.stack(
     [
-      jnp.full_like(unit, VALID_SECONDS),
+      jnp.full_like(duration, VALID_SECONDS),
       duration,
       jnp.minimum(CLICK_SECONDS, duration),
       jnp.minimum(LONG_VIEW_SECONDS, duration),
     ]
   )
+  unit = jnp.where(jnp.isinf(duration), PICTURE_SECONDS, duration)[None]
   target = jnp.where(
     seconds < unit,
     jnp.log1p(seconds) / jnp.log1p(unit),
