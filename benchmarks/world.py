@@ -48,7 +48,8 @@ _CANDIDATES = launch.define_integers(
 _REQUESTS = flags.DEFINE_integer("requests", 16, "Requests of a session.", 1)
 
 
-def _ours(world: World, key: jax.Array, num_sessions: int, requests: int):
+def play(world: World, key: jax.Array, num_sessions: int, requests: int):
+  """Rewards, observations and validity of a batch of sessions."""
   action = jnp.zeros((world.num_actions,), jnp.float32)
   rows = rollout_lib.rollout(
     key, world, policies.fixed_action, action, num_sessions, requests
@@ -94,6 +95,16 @@ def _straightforward(
     return jax.lax.scan(request, start, jax.random.split(key, requests))[1]
 
   return jax.vmap(one)(jax.random.split(key, num_sessions))
+
+
+def uniforms_of_request(world: World) -> int:
+  """Random numbers that a request uses: the slate's responses, and leaving."""
+  return world.slate_size * response_lib.NUM_UNIFORMS + 1
+
+
+def draw_uniforms(key: jax.Array) -> jax.Array:
+  """As many as show the generator's rate: `[4194304]`."""
+  return jax.random.uniform(key, (1 << 22,))
 
 
 def _parts(
@@ -157,8 +168,7 @@ def main() -> None:
   """Runs every size, prints a table, writes the result file."""
   base = synthetic.synthetic_world("small")
   ceilings = harness.measure_ceilings()
-  draw = functools.partial(jax.random.uniform, shape=(1 << 22,))
-  uniforms_per_s = (1 << 22) / _time(draw, jax.random.key(0))
+  uniforms_per_s = (1 << 22) / _time(draw_uniforms, jax.random.key(0))
   key, requests = jax.random.key(2), _REQUESTS.value
   rows = []
   for candidates in _CANDIDATES.value:
@@ -166,7 +176,7 @@ def main() -> None:
     # Gathered: codes, slate's items and responses; written: the row.
     gathered = candidates * 5 + world.slate_size * 4 * 64
     written = 4 * (2 + len(world.observation_names)) + 1
-    used = world.slate_size * response_lib.NUM_UNIFORMS + 1
+    used = uniforms_of_request(world)
     for num_sessions in _SESSIONS.value:
       print(f"{num_sessions} x {candidates}", file=sys.stderr)
       total = num_sessions * requests
@@ -174,7 +184,7 @@ def main() -> None:
       def run(version, world, key, num_sessions=num_sessions):
         return version(world, key, num_sessions, requests)
 
-      ours = _time(functools.partial(run, _ours), world, key)
+      ours = _time(functools.partial(run, play), world, key)
       plain = _time(functools.partial(run, _straightforward), world, key)
       row = {
         "workload": f"sessions={num_sessions} candidates={candidates}",
