@@ -40,23 +40,35 @@ def test_exponents_are_slopes_of_logarithms():
 
 
 def test_a_regime_is_the_longest_stretch_near_its_power():
-  def steps(*exponents):
-    return [
-      {"from": 2**n, "to": 2 ** (n + 1), "exponent": {"value": value}}
-      for n, value in enumerate(exponents)
-    ]
+  def found(expected, *exponents, spread=()):
+    costs = [1.0]
+    for exponent in exponents:
+      costs.append(costs[-1] * 2**exponent)
+    rounds = [[cost * 2**more for more in spread or [0.0]] for cost in costs]
+    sizes = [2**n for n in range(len(costs))]
+    stretch = curves.regime(sizes, rounds, expected)
+    return stretch and (
+      stretch["from"],
+      stretch["to"],
+      pytest.approx(stretch["exponent"]["value"]),
+    )
 
-  assert curves.regime(steps(0.3, 1.05, 0.95, 1.4, 1.0), 1) == [2, 8]
-  assert curves.regime(steps(1.0, 2.0, 1.0), 1) == [1, 2]
-  assert curves.regime(steps(0.05, 0.8), 0) == [1, 2]
-  assert curves.regime(steps(0.5, 2.0), 1) is None
+  assert found(1, 0.3, 1.05, 0.95, 1.4, 1.0) == (2, 8, 1.0)
+  assert found(1, 1.0, 2.0, 1.0) == (1, 2, 1.0)
+  assert found(0, 0.05, 0.8) == (1, 2, 0.05)
+  assert found(1, 0.5, 2.0) is None
+  # What a whole round has more or less is no step's.
+  assert found(1, 0.5, 1.0, spread=range(6)) == (2, 4, 1.0)
+  # A step whose rounds do not agree does not speak against it.
+  assert curves.regime([1, 2], [[1.0] * 6, [1.2, 1.2, 1.2, 1.3, 1.9, 2.5]], 1)
 
 
 def test_an_axis_of_made_up_costs():
   axis = _axis({"few": {1: 0.1, 10: 1.0, 100: 20.0}, "many": {1: 1.0}})
   few, many = axis["curves"]
   assert axis["ceilings_per_s"] == {"product": 20.0}
-  assert few["regime"] == [1, 10] and many["regime"] is None
+  assert (few["regime"]["from"], few["regime"]["to"]) == (1, 10)
+  assert many["regime"] is None
   assert [step["exponent"]["value"] for step in few["steps"]] == pytest.approx(
     [1, 1.30103], abs=1e-5
   )

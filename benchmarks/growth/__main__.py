@@ -35,7 +35,10 @@ flags.register_validator(
 
 
 def table(result: dict[str, Any]) -> str:
-  """Every size of an axis with cost, exponent and shares of ceilings."""
+  """Every size of an axis with cost, exponent and shares of ceilings.
+
+  Rates a second are in the result alone: they are this machine's.
+  """
   columns = list(result["curves"][0]["points"][0]["share_of"])
   lines = []
   for curve in result["curves"]:
@@ -48,7 +51,6 @@ def table(result: dict[str, Any]) -> str:
         [
           curve["curve"],
           f"{point['size']:,}",
-          f"{point['per_s']:,.4g}",
           harness.with_interval(**point["cost_over_first"], spec=".3g"),
           exponent,
           *(f"{point['share_of'][name]['value']:.0%}" for name in columns),
@@ -56,7 +58,7 @@ def table(result: dict[str, Any]) -> str:
       )
   return harness.markdown_table(
     [
-      *("curve", result["unit"], "a second", "cost", "exponent"),
+      *("curve", result["unit"], "cost", "exponent"),
       *(f"of {name}" for name in columns),
     ],
     lines,

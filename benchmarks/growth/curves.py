@@ -13,7 +13,7 @@ import jax
 from benchmarks import harness
 from benchmarks.peers import measure, workload
 
-# An exponent so far from the expected one is another regime.
+# So far from the expected exponent is another regime.
 TOLERANCE = 0.1
 
 
@@ -71,6 +71,22 @@ def timer(
   return lambda: workload.timed(run, calls)
 
 
+def _step(
+  sizes: Sequence[float], seconds: Sequence[Sequence[float]], n: int, m: int
+) -> dict[str, Any]:
+  """The exponent from one size to another, both ends of the same round."""
+  width = math.log(sizes[m] / sizes[n])
+  found = [
+    math.log(after / before) / width
+    for before, after in zip(seconds[n], seconds[m], strict=True)
+  ]
+  return {
+    "from": sizes[n],
+    "to": sizes[m],
+    "exponent": measure.median_interval(found),
+  }
+
+
 def exponents(
   sizes: Sequence[float], seconds: Sequence[Sequence[float]]
 ) -> list[dict[str, Any]]:
@@ -78,50 +94,43 @@ def exponents(
 
   Args:
     sizes: `[K]`, increasing.
-    seconds: `[K, R]`; both ends of a step are taken in the same round.
+    seconds: `[K, R]`.
 
   Returns:
     `K - 1` steps: `from`, `to`, and the `exponent`, the median over the rounds
     with its interval.
   """
-  steps = []
-  for n in range(len(sizes) - 1):
-    width = math.log(sizes[n + 1] / sizes[n])
-    found = [
-      math.log(after / before) / width
-      for before, after in zip(seconds[n], seconds[n + 1], strict=True)
-    ]
-    steps.append(
-      {
-        "from": sizes[n],
-        "to": sizes[n + 1],
-        "exponent": measure.median_interval(found),
-      }
-    )
-  return steps
+  return [_step(sizes, seconds, n, n + 1) for n in range(len(sizes) - 1)]
 
 
 def regime(
-  steps: Sequence[Mapping[str, Any]], expected: float
-) -> list[float] | None:
-  """The longest stretch where cost grows by the expected power.
+  sizes: Sequence[float],
+  seconds: Sequence[Sequence[float]],
+  expected: float,
+) -> dict[str, Any] | None:
+  """The longest stretch where no step speaks against the expected power.
+
+  A step does if its whole interval is more than 0.1 away, or its median where
+  there is no interval.
 
   Args:
-    steps: of `exponents`.
+    sizes: `[K]`, increasing.
+    seconds: `[K, R]`.
     expected: 1 where cost is in proportion, 0 where it does not grow.
 
   Returns:
-    First and last size of the stretch, the earliest of equally many steps; None
-    if no exponent is within 0.1 of the expected one.
+    `from`, `to` and `exponent` of the stretch as a whole, the earliest of
+    equally many steps; None if there is no such step.
   """
-  best: list[Mapping[str, Any]] = []
-  run: list[Mapping[str, Any]] = []
-  for step in steps:
-    near = abs(step["exponent"]["value"] - expected) <= TOLERANCE
-    run = [*run, step] if near else []
-    if len(run) > len(best):
-      best = run
-  return [best[0]["from"], best[-1]["to"]] if best else None
+  best, start = (0, 0), 0
+  for n, step in enumerate(exponents(sizes, seconds)):
+    found = step["exponent"]
+    low, high = found["ci95"] or [found["value"]] * 2
+    if low > expected + TOLERANCE or high < expected - TOLERANCE:
+      start = n + 1
+    elif n + 1 - start > best[1] - best[0]:
+      best = start, n + 1
+  return _step(sizes, seconds, *best) if best[1] else None
 
 
 def _point(
@@ -191,16 +200,14 @@ def measure_axis(
       for name, case in named.items()
       if case.curve == curve
     ]
-    steps = exponents(
-      [point["size"] for point in points],
-      [point["processor_s"] for point in points],
-    )
+    sizes = [point["size"] for point in points]
+    seconds = [point["processor_s"] for point in points]
     curves.append(
       {
         "curve": curve,
         "points": points,
-        "steps": steps,
-        "regime": regime(steps, expected),
+        "steps": exponents(sizes, seconds),
+        "regime": regime(sizes, seconds, expected),
       }
     )
   return {

@@ -57,14 +57,19 @@ def _panel(axes: Any, name: str, axis: dict[str, Any]) -> None:
   axes.set(
     title=f"{name} (dashed: power {axis['expected_exponent']:g})",
     xlabel=axis["unit"],
-    ylabel="cost, of the first size",
+    ylabel="cost, first size = 1",
     xscale="log",
     yscale="log",
   )
+  # A decade at least: what hardly grows shall look so.
+  low, high = axes.get_ylim()
+  if high < 10 * low:
+    middle = (low * high) ** 0.5
+    axes.set_ylim(middle / 10**0.5, middle * 10**0.5)
   axes.title.set_fontsize(10)
   axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
   axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False, fontsize=8, loc="upper left")
+  axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def draw(result: dict[str, Any]) -> Any:
@@ -77,9 +82,10 @@ def draw(result: dict[str, Any]) -> Any:
     KeyError: it is another file's.
   """
   axes = result["axes"]
-  lines = -(-len(axes) // _COLUMNS)
-  drawn = pages.figure(11.5, 3.4 * lines)
-  panels = drawn.subplots(lines, _COLUMNS, squeeze=False).ravel()
+  columns = min(_COLUMNS, len(axes))
+  lines = -(-len(axes) // columns)
+  drawn = pages.figure(3.8 * columns, 3.4 * lines)
+  panels = drawn.subplots(lines, columns, squeeze=False).ravel()
   for panel, (name, axis) in zip(panels, axes.items(), strict=False):
     _panel(panel, name, axis)
   for panel in panels[len(axes) :]:
