@@ -15,6 +15,7 @@ from absl import flags
 from benchmarks import harness
 from benchmarks.growth import rows, sessions, updates
 from experiments import launch
+from mtf_jax.io import InputError
 
 # name -> (unit of the size, what measures it in so many rounds).
 AXES = {
@@ -27,11 +28,6 @@ AXES = {
   "rows": ("rows of the log", rows.measure),
 }
 _AXES = flags.DEFINE_list("axes", list(AXES), "Which; all if omitted.")
-flags.register_validator(
-  "axes",
-  lambda names: set(names) <= set(AXES) and len(names) > 0,
-  f"expected some of {', '.join(AXES)}.",
-)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -67,6 +63,11 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
   """Measures axis by axis, writes after each, prints tables."""
+  if not _AXES.value or not set(_AXES.value) <= set(AXES):
+    raise InputError(
+      f"--axes: expected some of {', '.join(AXES)}, found"
+      f" {','.join(_AXES.value)!r}."
+    )
   # At the start: what is being measured is what was loaded.
   environment = harness.environment()
   axes: dict[str, Any] = {}

@@ -69,7 +69,7 @@ def _panel(axes: Any, name: str, axis: dict[str, Any]) -> None:
   axes.title.set_fontsize(10)
   axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
   axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False, fontsize=8, loc="best")
+  axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def draw(result: dict[str, Any]) -> Any:

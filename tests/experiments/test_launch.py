@@ -212,7 +212,7 @@ def _cases():
       "--hyperparam=discount=2",
       "discount: expected a val",
     ),
-    ("benchmarks.growth", "--axes=no", "--axes=no: expected some of critics"),
+    ("benchmarks.growth", "--axes=no", "--axes: expected some of critics"),
     ("benchmarks.growth.picture", "--out=a.gif", "a name ending in .png or"),
     ("benchmarks.kernels", "--kernels=no", "--kernels: expected some of"),
     ("benchmarks.kernels", "--sizes=0", "expected integers from 1 up"),
