@@ -82,8 +82,7 @@ def _cases(
     cases[curve].append(curves.Case(curve, size, updates.window, 1, {}, facts))
 
   for size in sizes:
-    # As much as the shards that are there take; none is smaller than a row of
-    # 400 bytes.
+    # As much a row as in the shards that are there; at first a guess.
     row = parts[0].bytes / shard_rows if parts else 400
     needed = row * (size - shard_rows * len(parts))
     free = shutil.disk_usage(folder).free
