@@ -4,8 +4,7 @@ import functools
 
 import jax
 
-from benchmarks import harness
-from benchmarks import world as world_lib
+from benchmarks import harness, played
 from benchmarks.growth import curves
 from mtf_jax.fitting import synthetic
 from mtf_jax.worlds.world import World
@@ -20,7 +19,7 @@ _WINDOW_S = 0.3
 
 def _uniforms() -> curves.Ceiling:
   key = jax.random.key(0)
-  draw, _ = harness.compile_ahead(world_lib.draw_uniforms, key)
+  draw, _ = harness.compile_ahead(played.draw_uniforms, key)
   return curves.Ceiling(
     "uniforms",
     _window(lambda: jax.block_until_ready(draw(key))),
@@ -46,11 +45,11 @@ def _case(
   harness.say(f"{curve}: {size}")
   key = jax.random.key(2)
   compiled, _ = harness.compile_ahead(
-    lambda world, key: world_lib.play(world, key, num_sessions, _REQUESTS),
+    lambda world, key: played.play(world, key, num_sessions, _REQUESTS),
     world,
     key,
   )
-  numbers = num_sessions * _REQUESTS * world_lib.uniforms_of_request(world)
+  numbers = num_sessions * _REQUESTS * played.uniforms_of_request(world)
   return curves.Case(
     curve,
     size,
