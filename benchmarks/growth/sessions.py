@@ -60,7 +60,14 @@ def _case(
 
 
 def sessions(rounds: int) -> dict:
-  """Batches of 1 to 32,768 sessions, with few and with many candidates."""
+  """Batches of 1 to 32,768 sessions, with few and with many candidates.
+
+  Args:
+    rounds: windows of each size.
+
+  Returns:
+    As `curves.measure_axis`.
+  """
   world, ceiling = _WORLD(), _uniforms()
   cases = [
     _case(
@@ -77,7 +84,14 @@ def sessions(rounds: int) -> dict:
 
 
 def candidates(rounds: int) -> dict:
-  """1,024 sessions with slates of 6, by the candidates of a request."""
+  """1,024 sessions with slates of 6, by the candidates of a request.
+
+  Args:
+    rounds: windows of each size.
+
+  Returns:
+    As `curves.measure_axis`.
+  """
   world, ceiling = _WORLD(), _uniforms()
   cases = [
     _case(
@@ -93,7 +107,14 @@ def candidates(rounds: int) -> dict:
 
 
 def slate(rounds: int) -> dict:
-  """1,024 sessions with 256 candidates a request, by the items shown of them."""
+  """1,024 sessions with 256 candidates a request, by the items shown of them.
+
+  Args:
+    rounds: windows of each size.
+
+  Returns:
+    As `curves.measure_axis`.
+  """
   world, ceiling = _WORLD().replace(num_candidates=256), _uniforms()
   cases = [
     _case(

@@ -86,7 +86,14 @@ def _measure(
 
 
 def critics(rounds: int) -> dict:
-  """2 to 96 critics, batches of 256."""
+  """2 to 96 critics, batches of 256.
+
+  Args:
+    rounds: windows of each size.
+
+  Returns:
+    As `curves.measure_axis`; `batch` and `seeds` are alike.
+  """
   return _measure(
     [
       ("free-form critics", 2 * each, learner.Workload(ensemble_size=each))
@@ -111,7 +118,6 @@ def _few_and_many(field: str, sizes: tuple[int, ...], rounds: int) -> dict:
   )
 
 
-# What each takes is rounds, what it returns `curves.measure_axis` describes.
 batch: Callable[[int], dict] = functools.partial(
   _few_and_many, "batch_size", BATCHES
 )
