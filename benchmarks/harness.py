@@ -181,6 +181,20 @@ def _copy_bytes_per_s(num_bytes: int, repeats: int) -> float:
   return 2 * num_bytes / best
 
 
+def matmul(
+  size: int,
+  dtype: Any = jnp.float32,
+  precision: jax.lax.PrecisionLike = "highest",
+) -> tuple[Callable[..., Any], tuple[jax.Array, jax.Array]]:
+  """A compiled product of `2 size^3` operations, and two `[size, size]` for it."""
+  keys = jax.random.split(jax.random.key(0))
+  a, b = (jax.random.normal(key, (size, size), dtype) for key in keys)
+  product, _ = compile_ahead(
+    lambda a, b: jnp.matmul(a, b, precision=precision), a, b
+  )
+  return product, (a, b)
+
+
 def matmul_flops_per_s(
   size: int = 2048,
   dtype: Any = jnp.float32,
@@ -188,12 +202,35 @@ def matmul_flops_per_s(
   repeats: int = 9,
 ) -> float:
   """Best rate of a `[size, size]` matrix product, in operations a second."""
+  product, args = matmul(size, dtype, precision)
+  return 2 * size**3 / time_calls(product, *args, repeats=repeats).min_s
+
+
+def contraction(
+  members: int, rows: int = 256, size: int = 256
+) -> tuple[Callable[[], None], int]:
+  """A scan of `members` products `[rows, size] x [size, size]`, batched.
+
+  Returns:
+    What runs it, compiled and warm, and its number of operations.
+  """
   keys = jax.random.split(jax.random.key(0))
-  a, b = (jax.random.normal(key, (size, size), dtype) for key in keys)
-  product, _ = compile_ahead(
-    lambda a, b: jnp.matmul(a, b, precision=precision), a, b
-  )
-  return 2 * size**3 / time_calls(product, a, b, repeats=repeats).min_s
+  a = jax.random.normal(keys[0], (members, rows, size))
+  # Scaled so that repeated products stay finite.
+  b = jax.random.normal(keys[1], (members, size, size)) / size**0.5
+  length = 16
+
+  def chain(a, b):
+    body = lambda a, _: (jnp.einsum("eij,ejk->eik", a, b), None)  # noqa: E731
+    return jax.lax.scan(body, a, length=length)[0]
+
+  compiled, _ = compile_ahead(chain, a, b)
+
+  def run() -> None:
+    jax.block_until_ready(compiled(a, b))
+
+  run()
+  return run, length * 2 * members * rows * size**2
 
 
 def measure_ceilings() -> Ceilings:

@@ -152,24 +152,12 @@ def start_state(
 
 def contraction_timer(batch: int) -> Callable[[], float]:
   """A scan of `batch` contractions `[256, 256]`; returns a timer of its FLOP/s."""
-  keys = jax.random.split(jax.random.key(0))
-  a, b = (jax.random.normal(key, (batch, _H, _H)) for key in keys)
-  # Scaled so that repeated products stay finite.
-  b = b / np.float32(np.sqrt(_H))
-  length = 16
-
-  def chain(a, b):
-    body = lambda a, _: (jnp.einsum("eij,ejk->eik", a, b), None)  # noqa: E731
-    return jax.lax.scan(body, a, length=length)[0]
-
-  compiled, _ = harness.compile_ahead(chain, a, b)
-  jax.block_until_ready(compiled(a, b))
+  run, operations = harness.contraction(batch)
 
   def rate() -> float:
     start = time.perf_counter()
-    jax.block_until_ready(compiled(a, b))
-    seconds = time.perf_counter() - start
-    return length * 2 * batch * _H**3 / seconds
+    run()
+    return operations / (time.perf_counter() - start)
 
   return rate
 
@@ -235,6 +223,37 @@ def _parts(workload: Workload, dataset) -> dict[str, float]:
   return {name: round(value, 3) for name, value in times.items()}
 
 
+def compile_updates(
+  workload: Workload, dataset: transitions.TransitionDataset, num_updates: int
+) -> tuple[Callable[..., Any], loop.TrainState]:
+  """A dispatch of so many updates, compiled, and the state that it begins with.
+
+  Args:
+    workload: the size.
+    dataset: rows on the device.
+    num_updates: updates of a dispatch.
+
+  Returns:
+    `(state, dataset) -> (state, metrics)`, which donates the state, and a state.
+  """
+  learner = integrated_rl(networks.mlp_actor(_A), _critic(workload))
+  state = start_state(workload, learner, dataset)
+  chunk = loop.update_chunk if workload.seeds == 1 else loop.update_chunk_many
+  precision = {"float32": "highest", "tf32": "tensorfloat32"}.get(
+    workload.precision, "default"
+  )
+  with jax.default_matmul_precision(precision):
+    compiled = chunk.lower(
+      learner,
+      state,
+      dataset,
+      batch_size=workload.batch_size,
+      num_updates=num_updates,
+      freeze=False,
+    ).compile()
+  return compiled, state
+
+
 def measure(
   workload: Workload,
   dataset: transitions.TransitionDataset,
@@ -250,35 +269,21 @@ def measure(
     matmul_flops_per_s: ceiling measured in this run.
     with_parts: whether to time the parts of an update too.
   """
-  learner = integrated_rl(networks.mlp_actor(_A), _critic(workload))
-  state = start_state(workload, learner, dataset)
   operations = flops(workload)
   on_cpu = jax.default_backend() == "cpu"
   # A dispatch of about a second, at least 5 updates.
   expected = 1.5e11 if on_cpu else 2e13
   num_updates = int(np.clip(expected / operations, 5, 200))
-  chunk = loop.update_chunk if workload.seeds == 1 else loop.update_chunk_many
-  precision = {"float32": "highest", "tf32": "tensorfloat32"}.get(
-    workload.precision, "default"
-  )
   start = time.perf_counter()
-  with jax.default_matmul_precision(precision):
-    compiled = chunk.lower(
-      learner,
-      state,
-      dataset,
-      batch_size=workload.batch_size,
-      num_updates=num_updates,
-      freeze=False,
-    ).compile()
+  compiled, state = compile_updates(workload, dataset, num_updates)
   compile_s = time.perf_counter() - start
   state, _ = compiled(state, dataset)
   jax.block_until_ready(state)
   first_update_s = time.perf_counter() - start
-  contraction = contraction_timer(_G * workload.ensemble_size)
+  contraction_rate_now = contraction_timer(_G * workload.ensemble_size)
   seconds, rates = [], []
   for _ in range(harness.REPEATS.value):
-    rates.append(contraction())
+    rates.append(contraction_rate_now())
     start = time.perf_counter()
     state, _ = compiled(state, dataset)
     jax.block_until_ready(state)

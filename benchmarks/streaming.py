@@ -57,10 +57,23 @@ def _part(seed: int, rows: int) -> session_log.SessionLog:
   )
 
 
-def _log(folder: pathlib.Path, shards: int, rows: int) -> sharded.ShardedLog:
-  folder.mkdir()
-  parts = []
-  for number in range(shards):
+def grow_log(
+  folder: pathlib.Path,
+  parts: list[log_manifest.Shard],
+  shards: int,
+  rows: int,
+) -> sharded.ShardedLog:
+  """Writes shards until there are so many, and opens all of them as one log.
+
+  Args:
+    folder: made if missing.
+    parts: the shards that are there; added to. Logs opened before stay as they
+      were.
+    shards: how many there shall be.
+    rows: of a shard.
+  """
+  folder.mkdir(exist_ok=True)
+  for number in range(len(parts), shards):
     part = _part(number, rows)
     parts.append(sharded.write_shard(folder, number, part, "benchmark"))
   log_manifest.write_manifest(
@@ -184,10 +197,10 @@ def main() -> None:
   repeats = harness.REPEATS.value
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    large = _log(folder / "large", 12, _SHARD_ROWS.value)
+    large = grow_log(folder / "large", [], 12, _SHARD_ROWS.value)
     loader = _loader_rows_per_s(large, max(12, repeats))
     records = _records_rows_per_s(large.load(0), 100)
-    small = _log(folder / "small", 32, _UPDATES.value * _BATCH)
+    small = grow_log(folder / "small", [], 32, _UPDATES.value * _BATCH)
     updates = _updates_per_s(small, repeats)
   result: dict[str, Any] = {
     "loader_rows_per_s": loader,

@@ -25,14 +25,12 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from benchmarks import harness
+from benchmarks import harness, played
 from experiments import launch
-from mtf_jax import policies
 from mtf_jax.fitting import synthetic
 from mtf_jax.kernels import fusion
 from mtf_jax.worlds import env, noise
 from mtf_jax.worlds import response as response_lib
-from mtf_jax.worlds import rollout as rollout_lib
 from mtf_jax.worlds.scores import lookup_scores
 from mtf_jax.worlds.world import World
 
@@ -46,14 +44,6 @@ _CANDIDATES = launch.define_integers(
   high=_WORLD.pool_size,
 )
 _REQUESTS = flags.DEFINE_integer("requests", 16, "Requests of a session.", 1)
-
-
-def _ours(world: World, key: jax.Array, num_sessions: int, requests: int):
-  action = jnp.zeros((world.num_actions,), jnp.float32)
-  rows = rollout_lib.rollout(
-    key, world, policies.fixed_action, action, num_sessions, requests
-  )
-  return rows.log.reward, rows.log.observation, rows.valid
 
 
 def _straightforward(
@@ -157,8 +147,7 @@ def main() -> None:
   """Runs every size, prints a table, writes the result file."""
   base = synthetic.synthetic_world("small")
   ceilings = harness.measure_ceilings()
-  draw = functools.partial(jax.random.uniform, shape=(1 << 22,))
-  uniforms_per_s = (1 << 22) / _time(draw, jax.random.key(0))
+  uniforms_per_s = (1 << 22) / _time(played.draw_uniforms, jax.random.key(0))
   key, requests = jax.random.key(2), _REQUESTS.value
   rows = []
   for candidates in _CANDIDATES.value:
@@ -166,7 +155,7 @@ def main() -> None:
     # Gathered: codes, slate's items and responses; written: the row.
     gathered = candidates * 5 + world.slate_size * 4 * 64
     written = 4 * (2 + len(world.observation_names)) + 1
-    used = world.slate_size * response_lib.NUM_UNIFORMS + 1
+    used = played.uniforms_of_request(world)
     for num_sessions in _SESSIONS.value:
       print(f"{num_sessions} x {candidates}", file=sys.stderr)
       total = num_sessions * requests
@@ -174,7 +163,7 @@ def main() -> None:
       def run(version, world, key, num_sessions=num_sessions):
         return version(world, key, num_sessions, requests)
 
-      ours = _time(functools.partial(run, _ours), world, key)
+      ours = _time(functools.partial(run, played.play), world, key)
       plain = _time(functools.partial(run, _straightforward), world, key)
       row = {
         "workload": f"sessions={num_sessions} candidates={candidates}",

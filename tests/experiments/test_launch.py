@@ -30,6 +30,8 @@ _NEEDS = {
   "benchmarks.containers": [],
   "benchmarks.critic_rows": [],
   "benchmarks.global_weights": [],
+  "benchmarks.growth": [],
+  "benchmarks.growth.picture": ["--results=text"],
   "benchmarks.interop": [],
   "benchmarks.kernels": [],
   "benchmarks.known_weights": [],
@@ -52,6 +54,7 @@ _IN_FILE = {
   "experiments.audit_world": "world",
   "experiments.collect": "world",
   "experiments.import_log": "schema",
+  "benchmarks.growth.picture": "results",
   "benchmarks.own_log": "world",
   "experiments.log_gauc": "world",
   "experiments.progressive": "world",
@@ -83,12 +86,19 @@ _OUT_FILE = {
   "experiments.fit_world": "out",
   "experiments.log_gauc": "out",
   "experiments.plot_exploration": "out",
+  "benchmarks.growth.picture": "out",
   **{
     name: "json_out"
     for name in _NEEDS
-    # What is on record has a place of its own; an installation writes none.
+    # What is on record has a place of its own; an installation and a picture
+    # write none.
     if name.startswith("benchmarks")
-    and name not in ("benchmarks.known_weights", "benchmarks.peers.install")
+    and name
+    not in (
+      "benchmarks.growth.picture",
+      "benchmarks.known_weights",
+      "benchmarks.peers.install",
+    )
   },
 }
 _SEED = {
@@ -129,7 +139,7 @@ def _cases():
     yield name, "--out_dir=dangling", "dangling cannot be written to"
     yield name, "--out_dir=\udcff", "a name that is no UTF-8"
   for name, flag in _OUT_FILE.items():
-    suffix = ".png" if name.endswith("exploration") else ""
+    suffix = ".png" if name.endswith(("exploration", "picture")) else ""
     folder = "folder.png" if suffix else "folder"
     yield name, f"--{flag}=", "a file to write, found an empty name"
     yield name, f"--{flag}={folder}", "a file to write, found a folder"
@@ -202,6 +212,8 @@ def _cases():
       "--hyperparam=discount=2",
       "discount: expected a val",
     ),
+    ("benchmarks.growth", "--axes=no", "--axes: expected some of critics"),
+    ("benchmarks.growth.picture", "--out=a.gif", "a name ending in .png or"),
     ("benchmarks.kernels", "--kernels=no", "--kernels: expected some of"),
     ("benchmarks.kernels", "--sizes=0", "expected integers from 1 up"),
     ("benchmarks.learner", "--repeats=0", "0 is not a positive integer"),
