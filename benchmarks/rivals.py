@@ -94,8 +94,8 @@ def main() -> None:
   dataset = learner.make_dataset()
   timed = []
   for name, entry in LEARNERS.items():
-    if entry.of_pairs:
-      continue  # Its batches are of lists: another workload.
+    if entry.needs:
+      continue  # Its batches hold more: another workload.
     timed.append(_Timed(name, dataset))
     print(f"{name}: compiled", file=sys.stderr)
   contraction = learner.contraction_timer(2 * _G)

@@ -4,7 +4,9 @@
     --out=runs/log.npz
 
 The policy explored around is the default weights (action 0) or `--action`. With
-`--items` the shown items are logged one by one, for learners of user-item pairs.
+`--items` the shown items are logged one by one, for learners of user-item pairs. With
+`--cells` requests are ranked by monotone cells made from these weights, the curve on
+top is explored, and candidates' scores are logged, for learners of cells.
 """
 
 import pathlib
@@ -23,7 +25,7 @@ from mtf_jax.fitting import synthetic
 from mtf_jax.io import InputError
 from mtf_jax.kernels.exploration import HALF_WIDTH
 from mtf_jax.training.metrics import shown_steps
-from mtf_jax.worlds import candidates, env, log_parts
+from mtf_jax.worlds import candidates, cells, env, log_parts
 from mtf_jax.worlds.leaving import LEAVING_MODELS
 from mtf_jax.worlds.rollout import ObserveFn
 from mtf_jax.worlds.world import World, fingerprint
@@ -46,6 +48,10 @@ _ITEMS = flags.DEFINE_enum(
   "Log the shown items; all candidates of a request deviate alike (list), or each"
   " by itself (item).",
 )
+_CELLS = flags.DEFINE_boolean(
+  "cells", None, "Rank by monotone cells, log scores of candidates."
+)
+flags.mark_flags_as_mutual_exclusive(["items", "cells"])
 _SESSIONS = flags.DEFINE_integer("sessions", 20_000, "Sessions.", 1)
 _MAX_REQUESTS = flags.DEFINE_integer(
   "max_requests", 20, "Requests after which a session is cut.", 1
@@ -84,8 +90,18 @@ def _world() -> World:
   return world
 
 
-def _policy(action: jax.Array) -> tuple[policies.Act, Any, ObserveFn]:
+def _policy(
+  world: World, action: jax.Array
+) -> tuple[policies.Act, Any, ObserveFn]:
   """What acts, its parameters, and what it sees."""
+  if _CELLS.value:
+    return (
+      policies.explore_cells(policies.same_cells),
+      policies.PolicyParams(
+        cells.formula_cells(world, action), policies.CURVE_HALF_WIDTH, 0.0
+      ),
+      env.observe,
+    )
   if _ITEMS.value is None:
     return policies.explore_in_box, action, env.observe
   return (
@@ -99,7 +115,7 @@ def main() -> None:
   """Rolls out, packs, writes."""
   action, mesh = _action(), _mesh()
   world = _world()
-  act, params, observe_fn = _policy(action)
+  act, params, observe_fn = _policy(world, action)
   log = log_parts.log_sessions(
     jax.random.key(_SEED.value),
     world,

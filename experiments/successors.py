@@ -4,7 +4,8 @@
   python -m experiments.successors --seeds=0,1 --exploration=session
 
 A log is of sessions explored around global weights, with the shown items. Learners of
-requests and of user-item pairs learn from it; each gain is over the policy that was
+requests and of user-item pairs learn from it; learners of cells from one of the same
+users, ranked by cells made from these weights. Each gain is over the policy that was
 explored around, and over the first learner. `successors.json` has every figure.
 """
 
@@ -28,7 +29,9 @@ _PRESET = flags.DEFINE_enum(
 )
 _SEEDS = launch.define_seeds()
 _LEARNERS = flags.DEFINE_list(
-  "learners", ["integrated_rl", "enhanced_rl"], "Learners of the registry."
+  "learners",
+  ["integrated_rl", "enhanced_rl", "xmtf"],
+  "Learners of the registry.",
 )
 _SHARED = flags.DEFINE_list(
   "shared",

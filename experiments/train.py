@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from experiments import devices, joining, launch
 from mtf_jax.data import (
+  candidate_scores,
   session_log,
   sharded,
   shown_items,
@@ -166,7 +167,10 @@ def _train_on_file(config: TrainConfig) -> TrainState:
   with launch.refusals("--dataset: "):  # They name the file.
     log, metadata = session_log.load_sessions(_DATASET.value)
     rows = log
-    if not LEARNERS[config.learner].of_pairs:
+    entry = LEARNERS[config.learner]
+    if not entry.of_cells:
+      candidate_scores.check_actions_of_formula(log.candidates)
+    if not entry.of_pairs:
       shown_items.check_deviate_alike(log.items)
       rows = log._replace(items=None)  # Large, and of no use.
   _say_detectable(config, [log], *_names_of_file(log, "world" in metadata))

@@ -1,7 +1,7 @@
 """Policies as functions: what they answer, and two that need no training.
 
 Letters: `S` state features, `A` action components, `C` candidates, `F` item
-features.
+features, `K` tasks, `J` knots of a cell.
 """
 
 import functools
@@ -22,6 +22,7 @@ from mtf_jax.kernels.exploration import (
   sample_corners,
   sample_gaussian,
 )
+from mtf_jax.kernels.monotone import MonotoneCells
 
 
 class Decision(NamedTuple):
@@ -32,11 +33,14 @@ class Decision(NamedTuple):
   action: `[A]` normalised action to use.
   box: `[A]` bounds that the exploration could draw from.
   log_prob: scalar log density of the action.
+  cells: `[K, J]`, `[K]` and `[K, J-1]` that candidates are ranked by, `action` `[K]`
+    then being that of the curve on top; None to rank by Eq. 1.
   """
 
   action: chex.Array
   box: ActionBox
   log_prob: chex.Array
+  cells: MonotoneCells | None = None
 
 
 # `act(params, observation, rng_key) -> Decision`; the observation is `[S]`, or
@@ -46,6 +50,9 @@ Act = Callable[[Any, Any, jax.Array], Decision]
 
 # Where in the box the exploration draws.
 DRAWS = ("uniform", "corners")
+
+# Half-width of the box that the curve on cells is explored in: all of its range.
+CURVE_HALF_WIDTH = 1.0
 
 # How long a draw of the exploration lasts: a session or one request.
 EXPLORATIONS = ("session", "request")
@@ -219,3 +226,34 @@ def explore_each(act: Callable[..., jax.Array], shared: str = "list") -> Act:
     return jax.vmap(explore, (None, 0, 0))(policy, pairs, keys)
 
   return explore_candidates
+
+
+def same_cells(params: MonotoneCells, observation: jax.Array) -> MonotoneCells:
+  """`cells` of a learner's form that answers `params` to everything."""
+  del observation
+  return params
+
+
+@functools.cache
+def explore_cells(cells: Callable[[Any, jax.Array], MonotoneCells]) -> Act:
+  """The policy that ranks by cells, exploring by the curve on top of them.
+
+  The box is around action 0, at which candidates are ranked by the cells alone.
+  One function for one `cells`, as `explore_around`.
+
+  Args:
+    cells: `(params, observation [S]) -> MonotoneCells`, of a learner's interface.
+
+  Returns:
+    `act` for `PolicyParams`; decisions have the action `[K]` and the cells.
+  """
+  explore = explore_around(global_action)
+
+  def explore_curve(
+    policy: PolicyParams, observation: jax.Array, rng_key: jax.Array
+  ) -> Decision:
+    own = cells(policy.params, observation)
+    at_rest = policy._replace(params=jnp.zeros_like(own.start))
+    return explore(at_rest, observation, rng_key)._replace(cells=own)
+
+  return explore_curve

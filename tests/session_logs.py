@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from mtf_jax.data.candidate_scores import CandidateScores
 from mtf_jax.data.session_log import SessionLog
 from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.kernels.exploration import ActionBox
+from mtf_jax.kernels.monotone import MonotoneCells
 
 
 def log_of(
@@ -81,6 +83,30 @@ def with_items(log, positions=3, features=2, seed=0):
       features=rng.normal(size=(*shape, features)).astype(np.float32),
       action=action.astype(np.float32),
       box=ActionBox(lower, upper),
+    )
+  )
+
+
+def with_candidates(log, candidates=6, knots=5, seed=0):
+  """The log with scores in [0, 1] of candidates, on one cell for each task."""
+  rng = np.random.default_rng(seed)
+  num_rows, num_tasks = log.action.shape
+  increments = rng.uniform(0.1, 1, (num_tasks, knots - 1))
+  cells = MonotoneCells(
+    np.tile(np.linspace(0, 1, knots), (num_tasks, 1)),
+    -rng.uniform(0, 2, num_tasks),
+    increments,
+  )
+  scores = rng.uniform(0, 1, (num_rows, candidates, num_tasks))
+  return log._replace(
+    candidates=CandidateScores(
+      scores.astype(np.float32),
+      MonotoneCells(
+        *(
+          np.tile(leaf, (num_rows, *[1] * leaf.ndim)).astype(np.float32)
+          for leaf in cells
+        )
+      ),
     )
   )
 

@@ -12,14 +12,26 @@ import mtf_jax
 _PAGE = pathlib.Path(__file__).parents[1] / "docs" / "monotone_fusion.md"
 
 
-def test_the_code_serves_and_its_inner_stage_has_a_gradient():
-  (block,) = re.findall(
+def _blocks():
+  return re.findall(
     r"^```python\n(.*?)^```$",
     _PAGE.read_text(encoding="utf-8"),
     re.MULTILINE | re.DOTALL,
   )
+
+
+def test_the_policy_in_a_world_logs_what_the_learner_needs(small_world):
+  given = {"world": small_world, "action": jnp.zeros(10)}
+  given |= {"key": jax.random.key(0)}
+  exec(_blocks()[1], given)
+  log = given["rows"].log
+  assert log.candidates.scores.shape == (64, 5, 16, 5)
+  assert log.action.shape == (64, 5, 5)
+
+
+def test_the_code_serves_and_its_inner_stage_has_a_gradient():
   page = {}
-  exec(block, page)
+  exec(_blocks()[0], page)
   rng = np.random.default_rng(0)
   batch, params = 8, page["params"]
   observation = rng.normal(size=(batch, page["S"])).astype(np.float32)

@@ -4,7 +4,8 @@ A row is one request. Rows of a session are consecutive, so the next observation
 and the next box are the next row and are not stored twice.
 
 Letters: `N` rows, `S` state features, `A` action components, `G` reward groups,
-`E` behaviours, `B` transitions of a batch; and those of `shown_items`.
+`E` behaviours, `B` transitions of a batch; and those of `shown_items` and
+`candidate_scores`.
 """
 
 import json
@@ -16,7 +17,8 @@ import chex
 import numpy as np
 
 from mtf_jax.arrays import FieldType, check_fields
-from mtf_jax.data import shown_items
+from mtf_jax.data import candidate_scores, shown_items
+from mtf_jax.data.candidate_scores import CandidateScores
 from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.io import (
   InputError,
@@ -29,8 +31,9 @@ from mtf_jax.kernels.exploration import ActionBox
 from mtf_jax.npz import Npz, open_npz, save_npz
 
 # 2: `exploration_held`. 3: a digest of the whole. 4: `session_id` of 64 bits. 5:
-# the columns of `shown_items`; a log without them is written as version 4.
-SCHEMA_VERSION = 5
+# the columns of `shown_items`. 6: those of `candidate_scores` instead. A log with
+# neither is written as version 4.
+SCHEMA_VERSION = 6
 
 
 class SessionLog(NamedTuple):
@@ -61,6 +64,9 @@ class SessionLog(NamedTuple):
     session.
   step: int32 `[N]` request of the session, from 0.
   items: the shown items one by one, or None where they were not logged.
+  candidates: scores of candidates, where the request was ranked by monotone cells
+    and `action` is that of the curve on top; else None. A log has these, the
+    shown items, or neither.
   """
 
   observation: chex.Array
@@ -75,6 +81,7 @@ class SessionLog(NamedTuple):
   session_id: chex.Array
   step: chex.Array
   items: ShownItems | None = None
+  candidates: CandidateScores | None = None
 
 
 # Flat name -> (dtype, letters of the shape). The order is that of the file.
@@ -122,17 +129,44 @@ def _flatten(log: SessionLog) -> dict[str, np.ndarray]:
   flat = {**log._asdict(), "box_lower": log.box.lower}
   flat["box_upper"] = log.box.upper
   own = {name: as_array(flat[name], name) for name in _FIELDS}
-  return own | shown_items.flatten(log.items)
+  if log.items is not None and log.candidates is not None:
+    raise InputError(
+      "log: expected shown items or scores of candidates, found both."
+    )
+  return (
+    own
+    | shown_items.flatten(log.items)
+    | candidate_scores.flatten(log.candidates)
+  )
 
 
 def _unflatten(flat: Mapping[str, np.ndarray]) -> SessionLog:
   fields = {name: flat[name] for name in SessionLog._fields if name in flat}
   box = ActionBox(lower=flat["box_lower"], upper=flat["box_upper"])
-  return SessionLog(box=box, items=shown_items.unflatten(flat), **fields)
+  return SessionLog(
+    box=box,
+    items=shown_items.unflatten(flat),
+    candidates=candidate_scores.unflatten(flat),
+    **fields,
+  )
 
 
-def _fields(with_items: bool) -> dict[str, FieldType]:
-  return _FIELDS | (shown_items.FIELDS if with_items else {})
+# Schema version -> the columns that it has beside those of version 4.
+_OPTIONAL: dict[int, dict[str, FieldType]] = {
+  5: shown_items.FIELDS,
+  6: candidate_scores.FIELDS,
+}
+
+
+def _version_of(log: SessionLog) -> int:
+  """As low as can be: the same log is the same bytes as ever."""
+  if log.candidates is not None:
+    return 6
+  return 4 if log.items is None else 5
+
+
+def _fields(version: int) -> dict[str, FieldType]:
+  return _FIELDS | _OPTIONAL.get(version, {})
 
 
 def validate(log: SessionLog) -> None:
@@ -150,7 +184,7 @@ def validate(log: SessionLog) -> None:
       session, and `bootstrap_only` rows with more than they may have.
   """
   flat = _flatten(log)
-  fields = _fields(log.items is not None)
+  fields = _fields(_version_of(log))
   check_fields(flat, fields, {})
   num_rows = flat["terminal"].shape[0]
   found = []
@@ -198,7 +232,8 @@ def validate(log: SessionLog) -> None:
     used = np.zeros(num_rows, bool)
     used[extra_row] = values.any(axis=tuple(range(1, values.ndim)))
     note(f"{name} not 0 beside bootstrap_only", used)
-  for what, bad in shown_items.bad_rows(flat, extra).items():
+  optional = shown_items.bad_rows(flat, extra) | candidate_scores.bad_rows(flat)
+  for what, bad in optional.items():
     note(what, bad)
   if found:
     raise InputError(f"log: expected valid rows, found {'; '.join(found)}.")
@@ -231,9 +266,7 @@ def save_sessions(
   validate(log)
   metadata = dict(metadata or {})
   _check_metadata(metadata)
-  # As before there were items: the same log is the same bytes.
-  version = SCHEMA_VERSION if log.items is not None else SCHEMA_VERSION - 1
-  header = json_text({"schema_version": version, "metadata": metadata})
+  header = json_text({"schema_version": _version_of(log), "metadata": metadata})
   # A string is a plain unicode array: no pickle on either side.
   arrays = {**_flatten(log), _HEADER: np.asarray(header)}
   with replacing(path) as file:
@@ -269,10 +302,12 @@ def load_sessions(
     later = {name for name, (since, _) in _ADDED.items() if version < since}
     digested = version >= 3
     own = {_HEADER, _DIGEST} if digested else {_HEADER}
-    fields = _fields(with_items=version >= 5)
+    fields = _fields(version)
     fields = {n: kind for n, kind in fields.items() if n not in later}
     _check_names(set(archive.names), fields.keys() | own)
-    check_fields({name: archive.layout(name) for name in fields}, fields, {})
+    layouts = {name: archive.layout(name) for name in fields}
+    check_fields(layouts, fields, {})
+    candidate_scores.check_knots({n: x.shape for n, x in layouts.items()})
     if digested:
       found = archive.digest([*fields, _HEADER])
       expected = archive.text(_DIGEST)

@@ -54,7 +54,7 @@ class ShardedLog(NamedTuple):
     shard = self.manifest.shards[number]
     path = self.folder / shard.file
     log, _ = session_log.load_sessions(path, expected_digest=shard.digest)
-    _refuse_items(log, path)
+    _refuse_more(log, path)
     sizes = (
       *(log.observation.shape[1], log.action.shape[1]),
       *(log.reward.shape[1], log.feedback.shape[1], log.terminal.shape[0]),
@@ -83,12 +83,16 @@ class ShardedLog(NamedTuple):
     return whole
 
 
-def _refuse_items(log: SessionLog, path: pathlib.Path) -> None:
-  if log.items is not None:
-    raise InputError(
-      f"{path}: expected rows without shown items, which a manifest does not"
-      " know, found some with them."
-    )
+def _refuse_more(log: SessionLog, path: pathlib.Path) -> None:
+  for columns, what in (
+    (log.items, "shown items"),
+    (log.candidates, "scores of candidates"),
+  ):
+    if columns is not None:
+      raise InputError(
+        f"{path}: expected rows without {what}, which a manifest does not know,"
+        " found some with them."
+      )
 
 
 def _sizes(manifest: LogManifest) -> tuple[int, int, int, int]:
@@ -150,7 +154,7 @@ def write_shard(
     OSError: it could not be written.
   """
   path = folder / f"shard-{number:05d}.npz"
-  _refuse_items(log, path)
+  _refuse_more(log, path)
   with naming(path):
     digest = session_log.save_sessions(path, log, {IMPORT: import_id})
   starts = num_transitions(log)

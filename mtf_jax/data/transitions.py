@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtf_jax.data.candidate_scores import CandidateScores
 from mtf_jax.data.session_log import SessionLog
 from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.io import InputError, as_array
@@ -42,6 +43,8 @@ class Transition(NamedTuple):
   step_tm1: int32 scalar, requests of the session before this one; or None.
   items_tm1: the shown items, `[L, F]`, `[L, A]`; None where the log has none.
   items_t: those of the request that follows, arbitrary where `discount_t` is 0.
+  candidates_tm1: scores of candidates of the request, `[C, K]`, and the cells in
+    service, `[K, J]`, `[K]`, `[K, J-1]`; None where the log has none.
   """
 
   observation_tm1: chex.Array
@@ -58,13 +61,14 @@ class Transition(NamedTuple):
   step_tm1: chex.Array | None = None
   items_tm1: ShownItems | None = None
   items_t: ShownItems | None = None
+  candidates_tm1: CandidateScores | None = None
 
 
 class Rows(NamedTuple):
   """Rows that transitions are made of, `[N, ...]`, on the device.
 
   observation, action, box, log_prob, exploration_held, reward, terminal,
-    bootstrap_only, step, items: the fields of `SessionLog`.
+    bootstrap_only, step, items, candidates: the fields of `SessionLog`.
   valid: bool, whether the row exists. Rows of a round keep the places of
     requests that did not take place, so that every round has one shape.
   """
@@ -80,13 +84,14 @@ class Rows(NamedTuple):
   step: jax.Array
   valid: jax.Array
   items: ShownItems | None = None
+  candidates: CandidateScores | None = None
 
 
 class TransitionDataset(NamedTuple):
   """Rows of a log on the device, ready to be drawn from inside jit.
 
-  observation, action, box, log_prob, exploration_held, step, items: the fields
-    of `SessionLog`.
+  observation, action, box, log_prob, exploration_held, step, items, candidates:
+    the fields of `SessionLog`.
   reward, discount, next_row: float32 `[N, G]`, float32 `[N]`, int32 `[N]`:
     `r_t` and `discount_t` of the transition that starts at a row, and the row
     of its `observation_t`.
@@ -110,6 +115,7 @@ class TransitionDataset(NamedTuple):
   start_row: jax.Array
   num_transitions: jax.Array
   items: ShownItems | None = None
+  candidates: CandidateScores | None = None
 
 
 # What the end of a session means that the log cut, see `dataset_from`.
@@ -214,6 +220,7 @@ def dataset_from(
     start_row=start_row,
     num_transitions=num_transitions,
     items=rows.items,
+    candidates=rows.candidates,
   )
 
 
@@ -345,8 +352,8 @@ def take_transitions(
   row = dataset.start_row[number]
   next_row = dataset.next_row[row]
 
-  def items_of(rows: jax.Array) -> ShownItems | None:
-    return jax.tree.map(lambda column: column[rows], dataset.items)
+  def at(rows: jax.Array, columns: Any) -> Any:
+    return jax.tree.map(lambda column: column[rows], columns)
 
   return Transition(
     observation_tm1=dataset.observation[row],
@@ -361,6 +368,7 @@ def take_transitions(
     action_t=dataset.action[next_row],
     action_logged_t=dataset.next_is_request[row],
     step_tm1=dataset.step[row],
-    items_tm1=items_of(row),
-    items_t=items_of(next_row),
+    items_tm1=at(row, dataset.items),
+    items_t=at(next_row, dataset.items),
+    candidates_tm1=at(row, dataset.candidates),
   )

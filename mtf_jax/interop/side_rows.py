@@ -91,12 +91,16 @@ def side_rows(
     )
   if np.any(rounds != rounds.astype(np.int32)):
     raise InputError("policy_round: expected 32-bit integers, found larger.")
-  if log.items is not None:
-    raise InputError(
-      "log: expected none of the columns of shown items, which neither a dataset"
-      " of one reward nor its side rows have a place for, found them; go on"
-      " with log._replace(items=None)."
-    )
+  for name, what in (
+    ("items", "shown items"),
+    ("candidates", "candidates' scores"),
+  ):
+    if getattr(log, name) is not None:
+      raise InputError(
+        f"log: expected none of the columns of {what}, which neither a dataset"
+        " of one reward nor its side rows have a place for, found them; go on"
+        f" with log._replace({name}=None)."
+      )
   columns = log._asdict()
   return SideRows(
     **{name: columns[name] for name in SideRows._fields if name in columns},

@@ -18,6 +18,7 @@ import optax
 
 from mtf_jax.data.transitions import Transition, TransitionDataset
 from mtf_jax.io import InputError
+from mtf_jax.kernels.monotone import MonotoneCells
 
 _ADAM = optax.scale_by_adam()
 
@@ -38,6 +39,9 @@ class Learner(NamedTuple):
   fit: `(state, dataset) -> (state, metrics)`, a round in closed form: each
     transition of a `TransitionDataset` once, in place of updates. None for an
     algorithm that climbs. `update` then adds a batch to the round.
+  cells: `(params, observation [S]) -> MonotoneCells`, what is served of an
+    algorithm that learns to rank by cells; its `act` is the action on top of those
+    that it learnt from. None for one whose action is served.
   """
 
   init: Callable[..., Any]
@@ -46,6 +50,7 @@ class Learner(NamedTuple):
   act: Callable[[Any, chex.Array, chex.PRNGKey], jax.Array]
   value: Callable[..., jax.Array] | None
   fit: Callable[[Any, TransitionDataset], tuple[Any, Any]] | None = None
+  cells: Callable[[Any, chex.Array], MonotoneCells] | None = None
 
 
 class Normalization(NamedTuple):

@@ -17,9 +17,10 @@ from mtf_jax.learners import (
   sac_n,
   slope_regression,
   td3_bc,
+  xmtf,
 )
 from mtf_jax.learners.base import Learner
-from mtf_jax.networks import Actor, Critic, mlp_vae
+from mtf_jax.networks import Actor, Critic, mlp_cells, mlp_vae
 
 
 class Entry(NamedTuple):
@@ -36,6 +37,8 @@ class Entry(NamedTuple):
     without training.
   of_pairs: whether states and actions are those of user-item pairs: it learns
     from logs with shown items, and acts on each candidate.
+  of_cells: whether it learns from logs with scores of candidates, and serves
+    cells, see `Learner.cells`.
   """
 
   build: Callable[..., Learner]
@@ -45,6 +48,14 @@ class Entry(NamedTuple):
   max_rounds: int | None = None
   any_weights: bool = False
   of_pairs: bool = False
+  of_cells: bool = False
+
+  @property
+  def needs(self) -> str | None:
+    """Optional columns of a log that it learns from, a noun; None for no others."""
+    if self.of_cells:
+      return "scores of candidates"
+    return "shown items" if self.of_pairs else None
 
 
 def _bc(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
@@ -57,6 +68,12 @@ def _bcq(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
   # As wide as the critics; 750-750 as published.
   generator = mlp_vae(critic.hidden_sizes)
   return bcq.bcq(actor, critic, generator, critic_updates=critic_updates)
+
+
+def _xmtf(actor: Actor, critic: Critic, *, critic_updates: int = 1) -> Learner:
+  # As wide as the critics.
+  cells_of = functools.partial(mlp_cells, hidden_sizes=critic.hidden_sizes)
+  return xmtf.xmtf(actor, critic, cells_of, critic_updates=critic_updates)
 
 
 def _slope_regression(
@@ -77,6 +94,7 @@ LEARNERS = {
   "enhanced_rl": Entry(
     enhanced_rl.enhanced_rl, enhanced_rl.Hyperparams, of_pairs=True
   ),
+  "xmtf": Entry(_xmtf, xmtf.Hyperparams, of_cells=True),
   "preference_rl": Entry(
     preference_rl.preference_rl, preference_rl.Hyperparams, any_weights=True
   ),

@@ -8,7 +8,7 @@ whatever the policy does. Two policies run with one key differ only by what
 they chose.
 
 Letters: `C` candidates, `L` slate positions, `K` tasks, `A` action components,
-`S` observation, `E` behaviours, `G` groups.
+`S` observation, `E` behaviours, `G` groups, `J` knots of a cell.
 """
 
 import functools
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from mtf_jax.data.behaviours import INDEX, POSITIVE_INTERACTIONS
 from mtf_jax.kernels import fusion
+from mtf_jax.kernels.monotone import MonotoneCells, monotone_fused_score
 from mtf_jax.kernels.rewards import list_reward
 from mtf_jax.worlds import noise
 from mtf_jax.worlds import response as response_lib
@@ -222,24 +223,10 @@ def respond(
   )
 
 
-def serve(
-  world: World, state: SessionState, action: jax.Array
-) -> tuple[jax.Array, SessionState, StepResult]:
-  """Ranks, shows, lets the user react; nobody leaves, see `leave`.
-
-  Args:
-    world: the world.
-    state: the session, which is taken to be going on.
-    action: `[A]` normalised action, see `fusion.weights_from_action`; or
-      `[C, A]`, one for each candidate, see `fusion.itemwise_log_score`.
-
-  Returns:
-    Places `[L]` of the shown items in the user's pool, the state after the
-    request and what it brought.
-
-  Raises:
-    ValueError: the action's shape or dtype is wrong.
-  """
+def _log_scores(
+  world: World, scores: jax.Array, action: jax.Array
+) -> jax.Array:
+  """`[C]` by Eq. 1, of scores `[C, K]` and an action of all or of each."""
   of_all, of_each = (
     (world.num_actions,),
     (world.num_candidates, world.num_actions),
@@ -249,13 +236,42 @@ def serve(
       f"action: expected shape {of_all}, or {of_each} for each candidate, found"
       f" {jnp.shape(action)}."
     )
-  slots = candidate_slots(world, state)
-  scores = lookup_scores(world.scores, state.user, slots)
   weigh, fuse = fusion.weights_from_action, fusion.fused_log_score
   if jnp.ndim(action) == 2:
     weigh, fuse = jax.vmap(weigh, (0, None)), fusion.itemwise_log_score
-  log_scores = fuse(scores, weigh(action, world.fusion_spec))
-  slate = fusion.rank_slate(log_scores, world.slate_size)
+  return fuse(scores, weigh(action, world.fusion_spec))
+
+
+def serve(
+  world: World,
+  state: SessionState,
+  action: jax.Array,
+  cells: MonotoneCells | None = None,
+) -> tuple[jax.Array, SessionState, StepResult]:
+  """Ranks, shows, lets the user react; nobody leaves, see `leave`.
+
+  Args:
+    world: the world.
+    state: the session, which is taken to be going on.
+    action: `[A]` normalised action, see `fusion.weights_from_action`; or
+      `[C, A]`, one for each candidate, see `fusion.itemwise_log_score`; or with
+      cells `[K]`, see `monotone.monotone_fused_score`.
+    cells: `[K, J]`, `[K]` and `[K, J-1]` to rank by in place of Eq. 1.
+
+  Returns:
+    Places `[L]` of the shown items in the user's pool, the state after the
+    request and what it brought.
+
+  Raises:
+    ValueError: the shape or dtype of the action or the cells is wrong.
+  """
+  slots = candidate_slots(world, state)
+  scores = lookup_scores(world.scores, state.user, slots)
+  if cells is None:
+    fused = _log_scores(world, scores, action)
+  else:
+    fused = monotone_fused_score(scores, cells, action)
+  slate = fusion.rank_slate(fused, world.slate_size)
   shown_slots = slots[slate]
   items = world.pool[state.user, shown_slots].astype(jnp.int32)
   num_uniforms = response_lib.NUM_UNIFORMS
@@ -301,7 +317,7 @@ def leave(
 def step(
   world: World, state: SessionState, action: chex.Array
 ) -> tuple[SessionState, StepResult]:
-  """Serves one request with an action.
+  """Serves one request with an action of Eq. 1.
 
   Args:
     world: the world.

@@ -18,6 +18,7 @@ from mtf_jax.data.session_log import SessionLog
 from mtf_jax.data.shown_items import ShownItems
 from mtf_jax.over_mesh import over_data
 from mtf_jax.policies import Act, Decision, is_held, request_key
+from mtf_jax.worlds import cells as cells_lib
 from mtf_jax.worlds.candidates import as_logged
 from mtf_jax.worlds.env import (
   SessionState,
@@ -115,7 +116,9 @@ def scan_requests(
     key = request_key(policy_key, state.step, held)
     observation = observe_fn(world, state)
     decision = act(params, observation, key)
-    slots, following, result = serve(world, state, decision.action)
+    slots, following, result = serve(
+      world, state, decision.action, decision.cells
+    )
     if leaving:
       following, result = leave(state, following, result)
     own, out = emit(
@@ -171,7 +174,7 @@ def rollout(
       omitted.
     observe_fn: what the policy sees, static; `candidates.observe_candidates`
       for one that answers each candidate by itself, whose shown items are then
-      logged.
+      logged. Scores of candidates are where the policy ranks by cells.
 
   Returns:
     The rows; `pack` makes them a `SessionLog`.
@@ -221,9 +224,12 @@ def rollout_of(
   held = is_held(exploration)
 
   def logged(state, observation, decision, slots):
+    if decision.cells is not None:
+      candidates = cells_lib.as_logged(world, state, decision.cells)
+      return observation, decision, None, candidates
     if jnp.ndim(decision.action) == 1:
-      return observation, decision, None
-    return as_logged(world, state, observation, decision, slots)
+      return observation, decision, None, None
+    return *as_logged(world, state, observation, decision, slots), None
 
   def emit(_, request):
     row = logged(
@@ -232,7 +238,7 @@ def rollout_of(
     return None, (*row, request.result, request.state.active)
 
   def one(world_key, policy_key):
-    last, _, (observations, decisions, items, results, active) = scan_requests(
+    last, _, emitted = scan_requests(
       world,
       act,
       params,
@@ -243,12 +249,15 @@ def rollout_of(
       held=held,
       observe_fn=observe_fn,
     )
+    observations, decisions, items, candidates, results, active = emitted
     # The observation and the box after a cut, of a request never served; and the
-    # list that it would have shown.
+    # list that it would have shown, or its candidates.
     seen = observe_fn(world, last)
     answer = act(params, seen, request_key(policy_key, last.step, held))
-    slots, _, _ = serve(world, last, answer.action)
-    final, answer, final_items = logged(last, seen, answer, slots)
+    slots, _, _ = serve(world, last, answer.action, answer.cells)
+    final, answer, final_items, final_candidates = logged(
+      last, seen, answer, slots
+    )
 
     def with_row(rows, row):
       keep = active.reshape((-1,) + (1,) * (rows.ndim - 1))
@@ -280,6 +289,7 @@ def rollout_of(
         action=no_row(items.action),
         box=jax.tree.map(with_row, items.box, final_items.box),
       ),
+      candidates=jax.tree.map(with_row, candidates, final_candidates),
     )
     return Rollout(log=log, valid=valid)
 

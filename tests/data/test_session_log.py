@@ -215,11 +215,11 @@ _WRONG = {
   ),
   "version 99": (
     {"header": _header({"schema_version": 99, "metadata": {}})},
-    "expected schema version 1 to 5, found 99",
+    "expected schema version 1 to 6, found 99",
   ),
   "version true": (
     {"header": _header({"schema_version": True, "metadata": {}})},
-    "expected schema version 1 to 5, found True",
+    "expected schema version 1 to 6, found True",
   ),
   "version 3 without digest": (
     {"header": _header({"schema_version": 3, "metadata": {}})},

@@ -7,7 +7,7 @@ import forked_launchers
 import pytest
 
 from mtf_jax.data import session_log
-from tests.session_logs import random_log
+from tests.session_logs import random_log, with_candidates
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -173,6 +173,7 @@ def _cases():
     ("experiments.plot_exploration", "--sharpness=nan", "a positive finite"),
     ("experiments.progressive", "--seeds=1,1", "--seeds: expected different"),
     ("experiments.progressive", "--learners=enhanced_rl", "from shown items"),
+    ("experiments.progressive", "--learners=xmtf", "from scores of candidates"),
     ("experiments.progressive", "--seeds=1_0", "integers from 0 to 429496"),
     ("experiments.progressive", "--seeds=\u0663", "integers from 0 to 429496"),
     ("experiments.progressive", "--resume", "there is no run in"),
@@ -184,6 +185,8 @@ def _cases():
       "--process_id together, found --num_processes, --process_id missing.",
     ),
     ("experiments.train", "--learner=enhanced_rl", "shown items (item_feat"),
+    ("experiments.train", "--learner=xmtf", "scores of candidates (candidate_"),
+    ("experiments.train", "--dataset=cells.npz", "action: expected powers and"),
     ("experiments.train", "--processes=auto", "expected SLURM, Open MPI, Kube"),
     ("experiments.train", "--mesh=data:3,model:2", "mesh: expected data, crit"),
     ("experiments.train", "--mesh=data:9999", "mesh: expected at most"),
@@ -296,6 +299,7 @@ def outcomes(tmp_path_factory):
   (cwd / "table.csv").write_text("a\n1\n")
   (cwd / "dangling").symlink_to("nowhere")
   session_log.save_sessions(cwd / "log.npz", random_log(), {"world": "w1"})
+  session_log.save_sessions(cwd / "cells.npz", with_candidates(random_log()))
   for name, (body, argument, _, _) in _PROGRAMS.items():
     (cwd / f"{name}.py").write_text(_PROGRAM % (body, argument))
   (cwd / "fault.py").write_text(_PROGRAM % ('raise ValueError("x")', ""))

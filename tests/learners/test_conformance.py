@@ -24,7 +24,7 @@ from mtf_jax.learners import registry
 from mtf_jax.learners.base import normalization_from
 from mtf_jax.training import loop
 from mtf_jax.training.checkpoints import Checkpoints, digest
-from tests.session_logs import log_of, random_log, with_items
+from tests.session_logs import log_of, random_log, with_candidates, with_items
 
 _ROOT = pathlib.Path(__file__).parents[2]
 SIZES = (8,)
@@ -79,6 +79,7 @@ CASES = {
     }
   ),
   "enhanced_rl": Case(_INTEGRATED),
+  "xmtf": Case({**_INTEGRATED, "cells_learning_rate": 2e-3}),
   "preference_rl": Case(
     {
       **_INTEGRATED,
@@ -245,8 +246,12 @@ def jitted(name):
 
 @functools.cache
 def dataset_of(seed=0):
-  # Shown items are for those that ask; the others do not see them.
-  return transitions.device_dataset(with_items(random_log(seed)))
+  return transitions.device_dataset(with_columns(random_log(seed)))
+
+
+def with_columns(log):
+  """Shown items and candidates are for those that ask; others do not see them."""
+  return with_candidates(with_items(log))
 
 
 @functools.cache
@@ -572,7 +577,7 @@ def gains_of_seeds(name, permuted, num_seeds=12):
   runs, datasets = [], []
   for seed in range(num_seeds):
     dataset = transitions.device_dataset(
-      with_items(log_with_an_effect(seed, permuted)),
+      with_columns(log_with_an_effect(seed, permuted)),
       # In closed form returns must be whole.
       num_steps=3 if CASES[name].closed_form else 1,
     )

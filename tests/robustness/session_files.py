@@ -1,7 +1,7 @@
 """Session files of all schema versions, damaged and crafted.
 
 A file of version 3 or later has a digest: it is refused, or it gives the original;
-one of version 5 has shown items. Files of versions 1 and 2 have none beyond the checksums of a zip archive, so whoever
+one of version 5 has shown items, one of version 6 scores of candidates. Files of versions 1 and 2 have none beyond the checksums of a zip archive, so whoever
 packs the archive anew can make another valid log of it. Of these a reader may
 give what a strict reading of the same bytes gives, one that allows no field
 twice, no byte behind an array and no header but NumPy's own: never anything
@@ -19,10 +19,10 @@ from unittest import mock
 
 import numpy as np
 
-from mtf_jax.data import session_log, shown_items
+from mtf_jax.data import candidate_scores, session_log, shown_items
 from tests.robustness import mutate, mutate_npz
 from tests.robustness.kinds import Files, ReadOnly
-from tests.session_logs import random_log, with_items
+from tests.session_logs import random_log, with_candidates, with_items
 
 _NAME = "sessions.npz"
 _METADATA = {"world": "0123456789abcdef", "note": "fuzz"}
@@ -31,9 +31,13 @@ _METADATA = {"world": "0123456789abcdef", "note": "fuzz"}
 def _flat(log: session_log.SessionLog) -> dict[str, np.ndarray]:
   fields = {**log._asdict(), "box_lower": log.box.lower}
   fields["box_upper"] = log.box.upper
-  del fields["box"], fields["items"]
+  del fields["box"], fields["items"], fields["candidates"]
   own = {name: np.asarray(value) for name, value in fields.items()}
-  return own | shown_items.flatten(log.items)
+  return (
+    own
+    | shown_items.flatten(log.items)
+    | candidate_scores.flatten(log.candidates)
+  )
 
 
 def _old_file(log: session_log.SessionLog, version: int) -> bytes:
@@ -131,10 +135,13 @@ class Sessions(ReadOnly):
     self._current = path.read_bytes()
     self._folder = folder
     self._items = with_items(self._log)
-    session_log.save_sessions(path, self._items, _METADATA)
+    self._candidates = with_candidates(self._log)
     # By version; what is written most comes last.
     self._contents = {n: _old_file(self._log, n) for n in (1, 2)}
-    self._contents |= {5: path.read_bytes(), 4: self._current}
+    for version, log in ((5, self._items), (6, self._candidates)):
+      session_log.save_sessions(path, log, _METADATA)
+      self._contents[version] = path.read_bytes()
+    self._contents[4] = self._current
 
   def mutate(self, rng: np.random.Generator) -> tuple[str, Files]:
     versions = list(self._contents)
@@ -206,7 +213,11 @@ class Sessions(ReadOnly):
     return session_log.load_sessions(folder / _NAME)
 
   def difference(self, folder: pathlib.Path, found: Any) -> str:
-    log = self._log if found[0].items is None else self._items
+    log = self._log
+    if found[0].items is not None:
+      log = self._items
+    elif found[0].candidates is not None:
+      log = self._candidates
     expected = (_flat(log), _METADATA)
     differs = _differences(found, expected)
     if not differs:

@@ -117,10 +117,10 @@ class ProgressiveConfig:
     tuned = dict(self.tuned.get(f"{learner}:{critic}", {}))
     draw = tuned.pop("draw", self.draw)
     known = hyperparams_of(learner)._fields
-    if LEARNERS[learner].of_pairs:
+    if LEARNERS[learner].needs:
       raise ValueError(
         f"learner: expected one that learns from requests, found {learner},"
-        " which learns from shown items."
+        f" which learns from {LEARNERS[learner].needs}."
       )
     hyperparams = {
       **{n: x for n, x in self.train.hyperparams.items() if n in known},

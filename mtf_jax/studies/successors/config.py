@@ -43,8 +43,8 @@ def arms_of(
 ) -> list[Arm]:
   """Every arm, those of one log together.
 
-  Learners of requests take logs in which a list deviates alike: else there is no
-  deviation of the request. Items that deviate each by itself do so at each request:
+  Learners of requests and of cells take logs in which a list deviates alike: else
+  there is no deviation of the request. Items that deviate each by itself do so at each request:
   candidates have no place that they keep over a session.
 
   Args:
@@ -75,7 +75,10 @@ def arms_of(
   arms = [
     Arm(learner, kind, exploration, told)
     for kind, exploration, learner in itertools.product(
-      shared, explorations, learners
+      shared,
+      explorations,
+      # Those of one log together: cells have logs of their own.
+      sorted(learners, key=lambda name: LEARNERS[name].of_cells),
     )
     for told in (features if LEARNERS[learner].of_pairs else (None,))
     if kind == "list"

@@ -2,9 +2,12 @@
 
 The baseline policy in service is one action for everybody. Its logs hold the
 shown items, so that learners of requests and of user-item pairs learn from the
-same sessions; all are judged on the same users and sessions.
+same sessions. Learners of cells have a log of their own: the same users' sessions,
+ranked by cells made from these weights, whose curve was explored. All are judged on
+the same users and sessions.
 
-Letters: `C` candidates, `S` state features, `F` item features, `A` action components.
+Letters: `C` candidates, `S` state features, `F` item features, `A` action components,
+`K` tasks.
 """
 
 import functools
@@ -31,7 +34,7 @@ from mtf_jax.studies.progressive.study_learner import started_actor, with_start
 from mtf_jax.studies.successors.config import Arm, SuccessorsConfig
 from mtf_jax.training import loop
 from mtf_jax.training.config import build_learner, make_networks
-from mtf_jax.worlds import env, log_parts
+from mtf_jax.worlds import cells, env, log_parts
 from mtf_jax.worlds import returns as returns_lib
 from mtf_jax.worlds.candidates import observe_candidates
 from mtf_jax.worlds.world import World, fingerprint
@@ -91,16 +94,29 @@ def _setting(world: World, config: SuccessorsConfig, seed: int) -> _Setting:
   return _Setting(config, world, judged_world, table, keys, action, base)
 
 
-def _log(setting: _Setting, shared: str, exploration: str) -> SessionLog:
+def _log(
+  setting: _Setting, shared: str, exploration: str, of_cells: bool
+) -> SessionLog:
+  act = policies.explore_each(policies.global_action, shared)
+  params = policies.PolicyParams(setting.action, HALF_WIDTH, 0.0)
+  observe_fn: Callable[..., Any] = observe_candidates
+  if of_cells:
+    act = policies.explore_cells(policies.same_cells)
+    params = policies.PolicyParams(
+      cells.formula_cells(setting.world, setting.action),
+      policies.CURVE_HALF_WIDTH,
+      0.0,
+    )
+    observe_fn = env.observe
   return log_parts.log_sessions(
     setting.keys["log"],
     setting.world,
-    policies.explore_each(policies.global_action, shared),
-    policies.PolicyParams(setting.action, HALF_WIDTH, 0.0),
+    act,
+    params,
     setting.config.sessions,
     setting.config.max_requests,
     exploration=exploration,
-    observe_fn=observe_candidates,
+    observe_fn=observe_fn,
   )
 
 
@@ -129,7 +145,10 @@ def _train(
   )
   if LEARNERS[arm.learner].actor_answers:
     # In the middle of its boxes: training is short.
-    actor = with_start(started_actor(actor), setting.action)
+    middle = setting.action
+    if LEARNERS[arm.learner].of_cells:
+      middle = jnp.zeros((len(TASKS),), jnp.float32)
+    actor = with_start(started_actor(actor), middle)
   learner = build_learner(train, actor, critic)
   one = transitions.take_transitions(dataset, jnp.zeros((1,), jnp.int32))
   hyperparams = LEARNERS[arm.learner].hyperparams(**train.hyperparams)
@@ -193,6 +212,8 @@ def _judge(
   if arm.features is not None:
     observe_fn = _OBSERVE[arm.features]
     act = policies.explore_each(learner.act)
+  elif learner.cells is not None:
+    act = policies.explore_cells(learner.cells)
   return ab_test.evaluate(
     setting.keys["judge"],
     setting.judged_world,
@@ -224,18 +245,19 @@ def measure(
   Returns:
     Ready for JSON: `seed`, `world`, `baseline_action` and `rows`, one an arm:
     its fields, the gains over the baseline policy (`ab_test.figures`), those
-    over the first arm of the same log (`over_first_*`), and for pairs the share
+    over the first arm of logs drawn alike (`over_first_*`), and for pairs the share
     of candidates whose answer leaves the logged box, among those that it shows
     and the others.
   """
   setting = _setting(world, config, seed)
   rows, first = [], {}
-  logs: dict[tuple[str, str], SessionLog] = {}
+  logs: dict[tuple[str, str, bool], SessionLog] = {}
   for arm in arms:
     drawn = (arm.shared, arm.exploration)
-    if drawn not in logs:
-      logs = {drawn: _log(setting, *drawn)}  # One is in memory.
-    learner, params = _train(setting, arm, logs[drawn], seed)
+    of_log = (*drawn, LEARNERS[arm.learner].of_cells)
+    if of_log not in logs:
+      logs = {of_log: _log(setting, *of_log)}  # One is in memory.
+    learner, params = _train(setting, arm, logs[of_log], seed)
     judged = _judge(setting, arm, learner, params)
     over = paired_comparison(
       judged.reward, first.setdefault(drawn, judged).reward, judged.user
@@ -275,8 +297,8 @@ def table(result: dict[str, Any]) -> Table:
   return Table(
     title=f"seed {result['seed']}, world {result['world']}",
     note=(
-      "Gains of reward over the baseline policy, and over the first learner of the"
-      " same log, %, same users and sessions; 95% intervals over users. Outside:"
+      "Gains of reward over the baseline policy, and over the first learner of logs"
+      " drawn alike, %, same users and sessions; 95% intervals over users. Outside:"
       " candidates whose answer leaves the logged box, shown and not shown."
     ),
     header=[

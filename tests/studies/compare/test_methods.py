@@ -43,8 +43,8 @@ def test_every_method_is_tuned_with_as_many_trials():
 
 def test_every_learner_that_knows_transitions_is_compared():
   compared = {method.learner for method in METHODS.values()}
-  # Logs of requests have no shown items.
-  requests = {name for name, entry in LEARNERS.items() if not entry.of_pairs}
+  # Logs of requests have no shown items and no scores of candidates.
+  requests = {name for name, entry in LEARNERS.items() if not entry.needs}
   # Without a bound, and at equal weights, they are one that is; neither a bound nor
   # other weights are a way to more reward.
   variants = {"constrained_rl", "preference_rl"}

@@ -46,6 +46,9 @@ def test_arms_of_one_log_are_together_and_requests_need_a_common_deviation():
     Arm("enhanced_rl", "item", "request", "all"),
     Arm("enhanced_rl", "item", "request", "attributes"),
   ]
+  cells = Arm("xmtf", "list", "request", None)
+  kinds = (("list", "item"), ("request",), ("all",))
+  assert arms_of(("xmtf", *_BOTH), *kinds) == [arms[0], arms[1], cells, arms[3]]
   assert arms[0].title == "integrated_rl"
   assert arms[1].title == "enhanced_rl, all"
 
@@ -75,15 +78,18 @@ def test_learners_that_stay_where_they_begin_gain_nothing(small_world):
   arms = [
     Arm("integrated_rl", "list", "request", None),
     Arm("enhanced_rl", "list", "request", "attributes"),
+    Arm("xmtf", "list", "request", None),
   ]
   result = study.measure(small_world, _STILL, arms, 3, said.append)
-  of_requests, of_pairs = result["rows"]
+  of_requests, of_pairs, of_cells = result["rows"]
   assert np.any(result["baseline_action"])
   for row in result["rows"]:
     # Small start weights of the actors are all that there is, on few sessions.
     assert abs(row["reward_gain_pct"]) < 1
     assert row["over_first_pct"] == pytest.approx(0, abs=0.5)
   assert "outside_shown" not in of_requests
+  # It is compared with learners on logs that were drawn alike.
+  assert of_cells["over_first_pct"] != 0
   assert of_pairs["outside_shown"] == of_pairs["outside_others"] == 0
   assert said[0] == "seed 3, list/request, integrated_rl: done"
   assert "enhanced_rl, attributes" in text(study.table(result))
