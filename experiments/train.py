@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
@@ -221,9 +222,6 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
   )
   steps = {"num_steps": config.num_steps, "discount": config.discount}
   pool, pool_config, log_strata = None, None, None
-  if num_shards is None and in_parts:
-    with launch.refusals("--"):  # It names num_strata.
-      log_strata = LogStrata(log, config.num_strata, **steps)
   if num_shards is not None:
     pool_config = stream.PoolConfig(
       num_shards, config.batch_size, config.chunk_size, config.seed
@@ -235,11 +233,16 @@ def _train_on_folder(config: TrainConfig) -> TrainState:
       file=sys.stderr,
     )
   with devices.load_on_host(mesh):
-    # Of rows that come in parts an example is enough.
-    whole = pool is None and log_strata is None
-    dataset = transitions.device_dataset(
-      log.load_all() if whole else log.load(0), **steps
-    )
+    if pool is None and not in_parts:
+      example = log.load_all()
+    else:
+      # Of rows that come in parts a file is enough, if it has a transition.
+      counts = [shard.transitions for shard in log.manifest.shards]
+      example = log.load(int(np.argmax(np.asarray(counts) > 0)))
+    dataset = transitions.device_dataset(example, **steps)
+    if pool is None and in_parts:
+      with launch.refusals("--"):  # It names num_strata.
+        log_strata = LogStrata(log, config.num_strata, **steps)
     return train_in_folder(
       config,
       dataset,

@@ -7,7 +7,7 @@ import numpy as np
 
 from mtf_jax.data import sharded
 from mtf_jax.data.log_manifest import LogManifest, write_manifest
-from tests.session_logs import random_log
+from tests.session_logs import log_of, random_log
 
 
 def parts_of(num_parts=3, num_rows=40, **keywords):
@@ -18,6 +18,14 @@ def parts_of(num_parts=3, num_rows=40, **keywords):
     ids = part.session_id.astype(np.int64) + n * 1000 + 2**40
     parts.append(part._replace(session_id=ids))
   return parts
+
+
+def no_transition():
+  """One session that the log cut at once: nothing starts from it."""
+  part = log_of(
+    np.zeros((1, 3)), np.zeros((1, 2)), np.zeros((1, 2)), terminal=[False]
+  )
+  return part._replace(session_id=np.asarray([7], np.int64))
 
 
 def write_log(folder, parts):

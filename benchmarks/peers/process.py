@@ -108,8 +108,10 @@ class Peer:
 
     timer = threading.Timer(self._limit_s, give_up)
     timer.start()
-    line = self._process.stdout.readline()
-    timer.cancel()
+    try:
+      line = self._process.stdout.readline()
+    finally:
+      timer.cancel()
     if late.is_set():
       self._fail(f"no answer within {self._limit_s:g} s")
     if not line:

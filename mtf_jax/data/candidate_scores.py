@@ -87,11 +87,18 @@ def check_knots(shapes: Mapping[str, tuple[int, ...]]) -> None:
     shapes: of the columns by flat name, among others or not.
 
   Raises:
-    InputError: there is not one increment less than there are knots.
+    InputError: there is not one increment less than there are knots, or one
+      candidate alone.
   """
   if "cell_knots" not in shapes:
     return
   knots, increments = shapes["cell_knots"], shapes["cell_increments"]
+  scores = shapes["candidate_scores"]
+  if len(scores) == 3 and scores[1] < 2:
+    raise InputError(
+      "candidate_scores: expected two candidates or more, whose order can be"
+      f" learnt, found shape {scores}."
+    )
   if increments[-1:] != tuple(size - 1 for size in knots[-1:]):
     raise InputError(
       "cell_increments: expected shape [N, A, J-1] with J as in cell_knots"

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mtf_jax.data import sharded, strata
+from mtf_jax.data.session_log import SessionLog
 from mtf_jax.data.sharded import ShardedLog
 from mtf_jax.data.transitions import (
   TransitionDataset,
@@ -25,7 +26,7 @@ from mtf_jax.io import InputError
 
 
 class LogStrata:
-  """The strata of a log; nothing of them is in memory."""
+  """The strata of a log; of them the file read last is in memory."""
 
   def __init__(
     self,
@@ -51,6 +52,7 @@ class LogStrata:
     self._steps: dict[str, Any] = {"num_steps": num_steps, "discount": discount}
     shards = log.manifest.shards
     # Transitions before each file, and of all.
+    self._newest: tuple[int, SessionLog] | None = None
     self._before = np.cumsum([0, *(shard.transitions for shard in shards)])
     self._cuts = strata.cuts_of(int(self._before[-1]), num_strata)
     files = [self.files_of(number) for number in range(num_strata)]
@@ -92,14 +94,14 @@ class LogStrata:
         the manifest says.
     """
     files = self.files_of(number)
-    log = self._log.load(files.start)
     # One size for all strata: one program.
-    room = sharded.empty_like(log, self._num_rows_read)
-    start = sharded.copy_rows(log, room, 0)
-    for file in files[1:]:
-      start = sharded.copy_rows(self._log.load(file), room, start)
+    room = sharded.empty_like(self._file(files.start), self._num_rows_read)
+    start = 0
+    for file in files:
+      start = sharded.copy_rows(self._file(file), room, start)
     valid = np.arange(self._num_rows_read) < start
-    dataset = dataset_from(rows_from(room, valid), **self._steps)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+      dataset = dataset_from(rows_from(room, valid), **self._steps)
     rows = jax.tree.map(np.asarray, dataset)
     # After the last row the room is empty, as is a box there.
     rows = rows._replace(
@@ -114,3 +116,10 @@ class LogStrata:
       )
     low, high = self._cuts[number] - before, self._cuts[number + 1] - before
     return strata.stratum(rows, int(low), int(high), self.num_rows)
+
+  def _file(self, number: int) -> SessionLog:
+    """A file; the newest stays, for strata in order begin where one ended."""
+    if self._newest is None or self._newest[0] != number:
+      self._newest = None  # One is in memory.
+      self._newest = (number, self._log.load(number))
+    return self._newest[1]

@@ -181,7 +181,8 @@ def validate(log: SessionLog) -> None:
       message, each with its count and first row: values that are not finite,
       inverted boxes, actions outside their own box, sessions whose rows are
       not consecutive, steps out of order, end flags before the end of a
-      session, and `bootstrap_only` rows with more than they may have.
+      session, `bootstrap_only` rows with more than they may have, knots that do
+      not rise, and increments below 0.
   """
   flat = _flatten(log)
   fields = _fields(_version_of(log))

@@ -18,6 +18,7 @@ References:
   Multi-Task Fusion in Recommender Systems", arXiv 2504.05669.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -136,6 +137,21 @@ def _pairs_alike(inner: jax.Array, outer: jax.Array) -> jax.Array:
   return jnp.sum(alike, dtype=inner.dtype) / jnp.maximum(count, 1)
 
 
+@functools.cache
+def _served(
+  cells_of: Callable[[MonotoneCells], CellNetwork],
+) -> Callable[[Policy, chex.Array], MonotoneCells]:
+  """What is served; one function for a network, as `jit` tells policies apart."""
+
+  def cells(params: Policy, observation: chex.Array) -> MonotoneCells:
+    observation = base.normalize_one(params.normalization, observation)
+    network = cells_of(params.base)
+    found = network.apply(params.cells_params, observation[None, :])
+    return jax.tree.map(lambda leaf: leaf[0], found)
+
+  return cells
+
+
 def xmtf(
   actor: Actor,
   critic: Critic,
@@ -243,12 +259,6 @@ def xmtf(
   def policy(state: State) -> Policy:
     return Policy(*(getattr(state, name) for name in Policy._fields))
 
-  def cells(params: Policy, observation: chex.Array) -> MonotoneCells:
-    observation = base.normalize_one(params.normalization, observation)
-    network = cells_of(params.base)
-    found = network.apply(params.cells_params, observation[None, :])
-    return jax.tree.map(lambda leaf: leaf[0], found)
-
   return Learner(
     init=init,
     update=actor_critic.delayed(
@@ -257,5 +267,5 @@ def xmtf(
     policy=policy,
     act=outer_stage.act,
     value=outer_stage.value,
-    cells=cells,
+    cells=_served(cells_of),
   )

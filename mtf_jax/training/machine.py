@@ -95,3 +95,14 @@ def went_on(
       "; ".join(changes),
     )
   return [*before, {"from_update": step, **here}]
+
+
+def runs_once() -> dict[str, int] | None:
+  """Compiler options of a program that runs once, such as a first state's.
+
+  LLVM at its higher levels takes seconds for each shape of random numbers on a
+  CPU, and the numbers have the same bits.
+  """
+  if jax.default_backend() != "cpu":
+    return None
+  return {"xla_backend_optimization_level": 1}

@@ -41,10 +41,6 @@ from mtf_jax.training.metrics import (
   summarize,
 )
 
-# Of a program that runs once on a CPU: LLVM at its higher levels takes seconds for
-# each shape of random numbers, and the numbers have the same bits.
-_RUNS_ONCE = {"xla_backend_optimization_level": 1}
-
 # Shards that have left the pool of a streamed log.
 _POSITION = "stream_position"
 
@@ -87,8 +83,7 @@ def initial_state(
       normalization,
     )
 
-  options = _RUNS_ONCE if jax.default_backend() == "cpu" else None
-  learner_state = jax.jit(init, compiler_options=options)(
+  learner_state = jax.jit(init, compiler_options=machine.runs_once())(
     network_key,
     example_key,
     dataset,
@@ -233,6 +228,17 @@ def _rows(
   state: loop.TrainState,
 ) -> Dataset | ShardPool:
   """What the loop draws from, where it is to live."""
+  if log_strata is not None:
+    if mesh is None or stream is not None:
+      raise InputError(
+        "log_strata: expected a mesh and no stream, found"
+        f" {'a stream' if stream is not None else 'no mesh'}."
+      )
+    if log_strata.num_strata != config.num_strata:
+      raise InputError(
+        f"log_strata: expected num_strata of them, {config.num_strata}, found"
+        f" {log_strata.num_strata}."
+      )
   if stream is not None:
     if mesh is not None or config.num_strata > 1:
       raise InputError(

@@ -34,6 +34,10 @@ def formula_cells(
 
   Returns:
     Cells of a request, `[K, J]`, `[K]` and `[K, J-1]`.
+
+  Raises:
+    ValueError: all scores of a task are equal, so that there is no room for knots.
+      Under a transformation of JAX's that is not seen.
   """
   weights = fusion.weights_from_action(action, world.fusion_spec)
   bias = weights.bias[:, None]

@@ -9,16 +9,7 @@ from mtf_jax.data.log_strata import LogStrata
 from mtf_jax.data.sharded import ShardedLog
 from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.io import InputError
-from tests.session_logs import log_of
-from tests.sharded_logs import parts_of, write_log
-
-
-def _no_transition():
-  """A file of one session that the log cut at once: nothing starts from it."""
-  part = log_of(
-    np.zeros((1, 3)), np.zeros((1, 2)), np.zeros((1, 2)), terminal=[False]
-  )
-  return part._replace(session_id=np.asarray([7], np.int64))
+from tests.sharded_logs import no_transition, parts_of, write_log
 
 
 @pytest.fixture(scope="module", params=["even", "uneven"])
@@ -28,7 +19,7 @@ def log(request, tmp_path_factory):
   if request.param == "uneven":
     sizes = enumerate((40, 4, 12, 80))
     parts = [parts_of(n + 1, num_rows=size)[n] for n, size in sizes]
-    parts.insert(1, _no_transition())
+    parts.insert(1, no_transition())
   return write_log(tmp_path_factory.mktemp("logs") / "log", parts)
 
 

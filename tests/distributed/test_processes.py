@@ -14,7 +14,7 @@ import pytest
 
 from mtf_jax.data import session_log
 from tests.session_logs import random_log
-from tests.sharded_logs import parts_of, write_log
+from tests.sharded_logs import no_transition, parts_of, write_log
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _ROWS = {"--dataset": "log.npz", "--log": "log"}
@@ -123,7 +123,7 @@ def test_it_goes_on_with_another_number_of_processes(folder):
 
 
 def test_each_process_reads_its_part_of_a_folder(tmp_path):
-  write_log(tmp_path / "log", parts_of(5, num_rows=60))
+  write_log(tmp_path / "log", [no_transition(), *parts_of(5, num_rows=60)])
   alone = _begin(tmp_path, "alone", num_devices=1, rows="--log")
   _, said = alone.communicate(timeout=300)
   assert alone.returncode == 0, said
@@ -133,3 +133,15 @@ def test_each_process_reads_its_part_of_a_folder(tmp_path):
   expected, found = _losses(tmp_path / "alone"), _losses(tmp_path / "parted")
   assert len(found) == 10 and min(found) > 0
   np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_damaged_file_is_seen_by_the_process_that_needs_it(tmp_path):
+  write_log(tmp_path / "log", parts_of(5, num_rows=60))
+  damaged = tmp_path / "log" / "shard-00004.npz"
+  content = bytearray(damaged.read_bytes())
+  content[len(content) // 2] ^= 1
+  damaged.write_bytes(content)
+  parted = _begin_two(tmp_path, "parted", rows="--log")
+  first, second = (process.communicate(timeout=300)[1] for process in parted)
+  assert all(process.returncode for process in parted)
+  assert damaged.name in second and damaged.name not in first

@@ -12,6 +12,8 @@ import pytest
 
 from mtf_jax import folder_lock
 from mtf_jax.data import session_log, transitions
+from mtf_jax.data.log_strata import LogStrata
+from mtf_jax.distributed import mesh as mesh_lib
 from mtf_jax.io import InputError
 from mtf_jax.training import machine
 from mtf_jax.training.checkpoints import CheckpointError, digest
@@ -19,6 +21,7 @@ from mtf_jax.training.config import PRESETS
 from mtf_jax.training.metrics import Progress
 from mtf_jax.training.resumable import train_in_folder
 from tests.session_logs import random_log
+from tests.sharded_logs import parts_of, write_log
 
 LOG = random_log()
 DATA = {"dataset": session_log.fingerprint(LOG), "world": "w1"}
@@ -173,6 +176,30 @@ def test_no_checkpoint_kept_is_refused_before_a_folder_is_made(tmp_path, keep):
   with pytest.raises(InputError, match=f"keep: .* found {keep}"):
     train_in_folder(config, dataset, tmp_path / "a", DATA, keep=keep)
   assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+  ("num_strata", "mesh", "refusal"),
+  [
+    (2, None, "expected a mesh and no stream, found no mesh"),
+    (4, "data", "expected num_strata of them, 2, found 4"),
+  ],
+)
+def test_strata_of_a_folder_that_do_not_fit_are_refused(
+  tmp_path, num_strata, mesh, refusal
+):
+  config = dataclasses.replace(PRESETS["smoke"], learner="bc", num_strata=2)
+  log = write_log(tmp_path / "log", parts_of(2))
+  example = transitions.device_dataset(log.load(0))
+  with pytest.raises(InputError, match=f"log_strata: {refusal}"):
+    train_in_folder(
+      config,
+      example,
+      tmp_path / "a",
+      DATA,
+      mesh=mesh and mesh_lib.make_mesh({mesh: 1}),
+      log_strata=LogStrata(log, num_strata),
+    )
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, caplog, monkeypatch):

@@ -19,6 +19,7 @@ from mtf_jax.kernels.exploration import action_box
 from mtf_jax.learners.base import Learner, Normalization
 from mtf_jax.learners.registry import LEARNERS
 from mtf_jax.networks import Actor
+from mtf_jax.training import machine
 from mtf_jax.training.config import (
   TrainConfig,
   build_learner,
@@ -162,7 +163,7 @@ def initial_state(
     lambda *args: _initial_state(study_learner, num_groups, hyperparams, *args),
     *args,
   )
-  return _compiled_initial_state(study_learner, num_groups, hyperparams, *args)
+  return _compiled()(study_learner, num_groups, hyperparams, *args)
 
 
 def _is_number(value: Any) -> bool:
@@ -196,6 +197,10 @@ def _initial_state(
   return jax.vmap(one)(rng_key, normalization, start)
 
 
-_compiled_initial_state = jax.jit(
-  _initial_state, static_argnames=("study_learner", "num_groups")
-)
+@functools.cache  # Options hang on the device, which nobody asks for at import.
+def _compiled() -> Callable[..., Any]:
+  return jax.jit(
+    _initial_state,
+    static_argnames=("study_learner", "num_groups"),
+    compiler_options=machine.runs_once(),
+  )
