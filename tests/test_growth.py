@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import harness, learner
 from benchmarks.growth import __main__ as launcher
-from benchmarks.growth import curves, picture, rows, updates
+from benchmarks.growth import curves, figure, rows, updates
 from benchmarks.peers import workload
 
 
@@ -86,7 +86,7 @@ def test_an_axis_of_made_up_costs():
 
 def test_the_picture_has_a_panel_an_axis(tmp_path):
   axis = _axis({"few": {1: 0.1, 10: 1.0}, "many": {1: 1.0, 10: 4.0}})
-  drawn = picture.draw({"axes": dict.fromkeys("abcd", axis)})
+  drawn = figure.draw({"axes": dict.fromkeys("abcd", axis)})
   panels = [axes for axes in drawn.axes if axes.get_visible()]
   assert len(panels) == 4
   for axes in panels:
@@ -94,7 +94,7 @@ def test_the_picture_has_a_panel_an_axis(tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["few", "many"]
   with pytest.raises(KeyError, match="axes"):
-    picture.draw({})
+    figure.draw({})
 
 
 def test_a_window_is_shared_by_its_updates(monkeypatch):
