@@ -280,10 +280,10 @@ def measure(
   state, _ = compiled(state, dataset)
   jax.block_until_ready(state)
   first_update_s = time.perf_counter() - start
-  contraction_rate_now = contraction_timer(_G * workload.ensemble_size)
+  contraction = contraction_timer(_G * workload.ensemble_size)
   seconds, rates = [], []
   for _ in range(harness.REPEATS.value):
-    rates.append(contraction_rate_now())
+    rates.append(contraction())
     start = time.perf_counter()
     state, _ = compiled(state, dataset)
     jax.block_until_ready(state)

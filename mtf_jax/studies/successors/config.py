@@ -44,8 +44,8 @@ def arms_of(
   """Every arm, those of one log together.
 
   Learners of requests and of cells take logs in which a list deviates alike: else
-  there is no deviation of the request. Items that deviate each by itself do so at each request:
-  candidates have no place that they keep over a session.
+  there is no deviation of the request. Items that deviate each by itself do so at
+  each request: candidates have no place that they keep over a session.
 
   Args:
     learners, shared, explorations, features: names, each at least one.
