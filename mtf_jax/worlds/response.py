@@ -29,6 +29,7 @@ References:
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -306,11 +307,11 @@ def sample_responses(
   logits = _interaction_logits(response, user, items, beyond, play)
   happened = row_by_row(
     functools.partial(_sample_interactions, response.interaction_coupling),
-    logits,
+    tuple(logits.T),
     uniforms[:, 1],
   )
   valid, finish, click, long_view = _thresholds(play, duration)
-  columns = [valid, play, finish, click, long_view, *happened.T]
+  columns = [valid, play, finish, click, long_view, *happened]
   return jnp.stack([column.astype(play.dtype) for column in columns], axis=-1)
 
 
@@ -323,9 +324,13 @@ def _latent_play(
 
 
 def _sample_interactions(
-  coupling: jax.Array, logits: jax.Array, uniform: jax.Array
-) -> jax.Array:
-  """Interactions `[N]` of one item, 0 or 1, from one uniform."""
+  coupling: jax.Array, logits: Sequence[jax.Array], uniform: jax.Array
+) -> list[jax.Array]:
+  """The `N` interactions of one item, 0 or 1, from one uniform.
+
+  One array each: put together in one here, an element of it would be computed
+  by itself on a CPU, all interactions before it again.
+  """
   rest = uniform
   happened: list[jax.Array] = []
   for n in range(len(INTERACTIONS)):
@@ -342,7 +347,7 @@ def _sample_interactions(
       (rest - probability) / jnp.maximum(1.0 - probability, 1e-6),
     )
     happened.append(event.astype(rest.dtype))
-  return jnp.stack(happened)
+  return happened
 
 
 def _expected_interactions(
