@@ -13,6 +13,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 
 from experiments import launch, worlds
@@ -75,6 +76,9 @@ def main() -> None:
     # After each seed: what is done survives a kill.
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**values, "seeds": results})
+    # Nothing of a seed is called again, and some 300 programs of each would soon
+    # hold more mappings of memory than Linux allows a process (65,530).
+    jax.clear_caches()
   print("\n".join(table_text(study.table(result)) for result in results))
   print(path)
 
