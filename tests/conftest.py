@@ -29,10 +29,10 @@ def pytest_configure(config):
     return
   config.compiled_programs = tempfile.mkdtemp(prefix="compiled_programs_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled_programs
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   # Here jax has read its environment already.
   jax.config.update("jax_compilation_cache_dir", config.compiled_programs)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_unconfigure(config):
