@@ -377,11 +377,12 @@ def test_another_version_is_refused(checkpoints):
 def test_a_full_disk_leaves_the_last_checkpoint(checkpoints, tmp_path):
   """The file size limit makes writes fail as a full disk does."""
   checkpoints.save(1, state_of(1), {})
+  second = state_of(2)
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
   try:
     with pytest.raises(CheckpointError, match="could not be written"):
-      checkpoints.save(2, state_of(2), {})
+      checkpoints.save(2, second, {})
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   again = Checkpoints(tmp_path / "checkpoints", keep=2)
@@ -398,10 +399,12 @@ import resource, sys
 import jax.numpy as jnp
 from mtf_jax.training.checkpoints import CheckpointError, Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
+# Computed before: compiled programs are files as well.
+state = {f"params_{n}": jnp.ones((40, 40)) for n in range(40)}
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
 try:
-  checkpoints.save(2, {f"params_{n}": jnp.ones((40, 40)) for n in range(40)}, {})
+  checkpoints.save(2, state, {})
 except CheckpointError as error:
   print(error, file=sys.stderr)
 """
